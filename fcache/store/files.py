@@ -1,0 +1,150 @@
+"""Small files written whole or not at all, and the short lock of a view."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import crc32c
+
+from fcache.errors import CacheCorruptError, CacheError, NoSpaceError
+from fcache.store.identity import canonical
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+TMP_SUFFIX = ".tmp"
+
+
+@contextmanager
+def space_checked(path: Path) -> Iterator[None]:
+    """Turns the operating system's "no space" and "no permission" into errors a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise NoSpaceError(
+                f"no space left while writing '{path}'; what is committed stays readable. "
+                "Free space and run the same command again: it resumes."
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise CacheError(
+                f"'{path}' cannot be written: {error.strerror}; expected a writable folder."
+            ) from error
+        raise
+
+
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that nobody else uses; swept as left over if the writer dies."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TMP_SUFFIX}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is seen whole or not at all, also after a power cut.
+
+    Raises:
+        NoSpaceError: the disk or quota is full; nothing is left behind.
+    """
+    partial = temporary(path)
+    with space_checked(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own checksum in it."""
+    return {**record, "crc32c": crc32c.crc32c(canonical(record))}
+
+
+def unsealed(content: object, where: Path) -> dict[str, Any]:
+    """Takes the checksum off a record.
+
+    Raises:
+        CacheCorruptError: ``content`` is no sealed record, or its checksum disagrees.
+    """
+    if not isinstance(content, dict) or "crc32c" not in content:
+        raise CacheCorruptError(f"'{where}' is not a sealed record.")
+    record = {name: value for name, value in content.items() if name != "crc32c"}
+    if crc32c.crc32c(canonical(record)) != content["crc32c"]:
+        raise CacheCorruptError(f"'{where}' does not match its checksum; a bit has changed.")
+    return record
+
+
+def seal(record: Mapping[str, Any]) -> bytes:
+    """The bytes of a file that holds one sealed record."""
+    return canonical(sealed(record)) + b"\n"
+
+
+def unseal(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one sealed record.
+
+    Raises:
+        CacheCorruptError: the file is no such record, or its checksum disagrees.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CacheCorruptError(f"'{path}' is not a sealed record: {error}.") from error
+    return unsealed(content, path)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Reads fcache's sealed attributes out of a group's ``zarr.json``.
+
+    Raises:
+        CacheCorruptError: the file is no group of fcache's, or the checksum disagrees.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        attributes = json.loads(path.read_bytes())["attributes"]["fcache"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheCorruptError(f"'{path}' is not a group of fcache's: {error!r}.") from error
+    return unsealed(attributes, path)
+
+
+_thread_locks: dict[str, threading.Lock] = {}
+_thread_locks_guard = threading.Lock()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a view's lock: across threads, processes and, by POSIX locks, NFS clients.
+
+    The kernel lets go of it when a process dies, so it is never stale.
+    """
+    with _thread_locks_guard:
+        thread_lock = _thread_locks.setdefault(str(path), threading.Lock())
+    with thread_lock, space_checked(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)

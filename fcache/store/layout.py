@@ -1,0 +1,203 @@
+"""Where things lie in a cache, and what shape they have: pure arithmetic.
+
+``<cache>/<key>/<H>x<W>/{tokens | stage0..stage3, pixels}`` are Zarr v3 arrays with a row per frame.
+A *chunk* is the inner readable unit (one frame, one stage); a *shard* is one file of 16 rows. ``H``
+and ``W`` are the sides of the padded canvas in pixels. Bookkeeping lies in ``<cache>/<key>/index``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+LAYOUT_VERSION = 1
+SHARD_ROWS = 16
+ALIGN_BYTES = 4096  # chunk offsets are multiples of it, so that direct I/O can target them
+EMPTY = 2**64 - 1  # offset and size of a missing chunk in a shard's index
+CRC_BYTES = 4
+
+# numpy and zarr-python know no bfloat16: its bits are stored as uint16.
+STORED_AS = {"float16": "float16", "float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
+ITEM_BYTES = {"float16": 2, "uint16": 2, "float32": 4, "uint8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One Zarr array of a bucket.
+
+    Attributes:
+        name: ``tokens``, ``stage0``..``stage3`` or ``pixels``.
+        logical_dtype: What the values mean; ``bfloat16`` is stored as ``uint16``.
+        row_shape: Shape of one row: ``(S, h, w, C)``, ``(h, w, C)`` or ``(H, W, 3)``.
+        chunks_per_row: Inner chunks of one row: S for ``tokens``, else 1.
+        dims: Zarr dimension names, the row first.
+    """
+
+    name: str
+    logical_dtype: str
+    row_shape: tuple[int, ...]
+    chunks_per_row: int
+    dims: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """The Zarr data type."""
+        return STORED_AS[self.logical_dtype]
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """Shape of one inner chunk without its row axis, the stage axis dropped."""
+        return self.row_shape[1:] if self.name == "tokens" else self.row_shape
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Payload bytes of one inner chunk, without its checksum."""
+        return math.prod(self.chunk_shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Payload bytes of one row."""
+        return self.chunk_bytes * self.chunks_per_row
+
+    @property
+    def shard_chunks(self) -> int:
+        """Inner chunks of a full shard."""
+        return SHARD_ROWS * self.chunks_per_row
+
+    def shard_path(self, shard: int) -> PurePosixPath:
+        """Path of a shard file below the bucket, as Zarr's default chunk keys spell it."""
+        return PurePosixPath(self.name, "c", str(shard), *("0" for _ in self.row_shape))
+
+    def zarr_json(self, num_shards: int) -> bytes:
+        """The array's ``zarr.json`` for a number of shards."""
+        inner = (1, *self.chunk_shape) if self.name != "tokens" else (1, 1, *self.chunk_shape)
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        values = {"name": "bytes"} if ITEM_BYTES[self.dtype] == 1 else little
+        sharding = {
+            "chunk_shape": list(inner),
+            "codecs": [values, {"name": "crc32c"}],
+            "index_codecs": [little, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        return document(
+            {
+                "zarr_format": 3,
+                "node_type": "array",
+                "shape": [num_shards * SHARD_ROWS, *self.row_shape],
+                "data_type": self.dtype,
+                "chunk_grid": {
+                    "name": "regular",
+                    "configuration": {"chunk_shape": [SHARD_ROWS, *self.row_shape]},
+                },
+                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+                "fill_value": 0,
+                "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+                "attributes": {"fcache": {"logical_dtype": self.logical_dtype}},
+                "dimension_names": list(self.dims),
+                "storage_transformers": [],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Bucket:
+    """A padded canvas size in pixels; the arrays of a bucket share it."""
+
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """The folder's name, ``<H>x<W>``."""
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, name: str) -> Bucket:
+        """Reads a folder's name."""
+        height, _, width = name.partition("x")
+        return cls(int(height), int(width))
+
+
+@dataclass(frozen=True, slots=True)
+class ViewLayout:
+    """What a view stores per frame, whatever the bucket.
+
+    Attributes:
+        plain: True for a plain ViT (one ``tokens`` array), False for a pyramid.
+        channels: Channels of each stage output.
+        strides: Canvas pixels per token of each stage output.
+        dtype: Stored value type: float16, bfloat16 or float32.
+    """
+
+    plain: bool
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> ViewLayout:
+        """Reads the layout out of a view's identity."""
+        stages = identity["backbone"]["stages"]
+        return cls(
+            plain=identity["backbone"]["kind"] == "vit",
+            channels=tuple(stage["channels"] for stage in stages),
+            strides=tuple(stage["stride"] for stage in stages),
+            dtype=identity["dtype"],
+        )
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stage outputs."""
+        return len(self.channels)
+
+    def grid(self, bucket: Bucket, stage: int) -> tuple[int, int]:
+        """Token grid (h, w) of a stage."""
+        return bucket.height // self.strides[stage], bucket.width // self.strides[stage]
+
+    def arrays(self, bucket: Bucket) -> tuple[ArraySpec, ...]:
+        """Every array of a bucket, features first, pixels last."""
+        dims = ("row", "y", "x", "channel")
+        if self.plain:
+            shape = (self.num_stages, *self.grid(bucket, 0), self.channels[0])
+            features = [
+                ArraySpec("tokens", self.dtype, shape, self.num_stages, ("row", "stage", *dims[1:]))
+            ]
+        else:
+            features = [
+                ArraySpec(
+                    f"stage{stage}",
+                    self.dtype,
+                    (*self.grid(bucket, stage), channels),
+                    1,
+                    dims,
+                )
+                for stage, channels in enumerate(self.channels)
+            ]
+        return (*features, ArraySpec("pixels", "uint8", (bucket.height, bucket.width, 3), 1, dims))
+
+    def frame_bytes(self, bucket: Bucket) -> int:
+        """Bytes one frame takes on disk, alignment and checksums included."""
+        return sum(
+            (math.ceil((spec.chunk_bytes + CRC_BYTES) / ALIGN_BYTES) * ALIGN_BYTES)
+            * spec.chunks_per_row
+            for spec in self.arrays(bucket)
+        )
+
+
+def group_json(attributes: Mapping[str, Any]) -> bytes:
+    """The ``zarr.json`` of a group."""
+    return document({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)})
+
+
+def document(content: Mapping[str, Any]) -> bytes:
+    """JSON text as every ``zarr.json`` here is spelt; ``verify`` compares byte for byte."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def num_shards(num_frames: int) -> int:
+    """Shards that hold a number of frames."""
+    return math.ceil(num_frames / SHARD_ROWS)

@@ -1,0 +1,175 @@
+"""The records a view keeps beside its arrays, as values: items, frames, commits, outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from fcache.store.layout import SHARD_ROWS, Bucket
+from fcache.store.shard import ShardRecord
+
+PLACEMENT_FIELDS = (
+    "source_h",
+    "source_w",
+    "resize_h",
+    "resize_w",
+    "crop_y",
+    "crop_x",
+    "crop_h",
+    "crop_w",
+    "flip",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRequest:
+    """One source's content under one selection, to be given rows in a bucket.
+
+    Attributes:
+        item: Its name, from ``identity.item_id``.
+        content: sha256 of the source.
+        selection: The frame selection, as it entered the name.
+        bucket: The canvas its frames are drawn on.
+        placement: ``PLACEMENT_FIELDS``, in pixels: how a frame lies on the canvas.
+        expected_frames: What the container promises; rows are reserved for it, no more.
+    """
+
+    item: str
+    content: str
+    selection: Mapping[str, Any]
+    bucket: Bucket
+    placement: Mapping[str, int | bool]
+    expected_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item(ItemRequest):
+    """An item with its rows.
+
+    Attributes:
+        extents: ``(first row, number of rows)`` runs, in the order the frames fill them.
+    """
+
+    extents: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows reserved."""
+        return sum(rows for _, rows in self.extents)
+
+    def row_of(self, frame: int) -> int:
+        """Row of the item's k-th frame.
+
+        Raises:
+            IndexError: no row is reserved for it.
+        """
+        left = frame
+        for first, rows in self.extents:
+            if left < rows:
+                return first + left
+            left -= rows
+        raise IndexError(f"item {self.item} has {self.num_rows} rows, none for frame {frame}")
+
+    def shards(self, num_frames: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yields (first frame, shard) for every shard of the item, up to ``num_frames``."""
+        end = self.num_rows if num_frames is None else num_frames
+        for frame in range(0, end, SHARD_ROWS):
+            yield frame, self.row_of(frame) // SHARD_ROWS
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads back."""
+        return {**asdict(self), "bucket": self.bucket.name}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Reads ``to_json``."""
+        extents = tuple((int(first), int(rows)) for first, rows in content["extents"])
+        bucket = Bucket.parse(content["bucket"])
+        return cls(**{**content, "bucket": bucket, "extents": extents})
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A video id that stands for an item, as some manifest called it."""
+
+    video_id: str
+    item: str
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """One stored frame.
+
+    Attributes:
+        row: Row in the bucket's arrays.
+        index: Position among the item's selected frames.
+        frame_name: Name that labels join by: a file's stem, or the 5-digit source index.
+        source_index: Position in the source, in presentation order.
+        pts_us: Time from the source's first frame, microseconds; None for image files.
+    """
+
+    row: int
+    item: str
+    index: int
+    frame_name: str
+    source_index: int
+    pts_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The commit record of a row group: every file of one shard, and who made it.
+
+    A shard exists only with its part.
+
+    Attributes:
+        arrays: Per array, the shard file's record.
+        frames: The frames in it.
+        ended: Items whose last frame lies here, with their number of frames.
+        stats: Per stage largest magnitude, and the like: what a look at the values told.
+        provenance: Versions, device, host, times: a difference warns, nothing more.
+    """
+
+    bucket: Bucket
+    shard: int
+    arrays: Mapping[str, ShardRecord]
+    frames: tuple[FrameRecord, ...]
+    ended: Mapping[str, int] = field(default_factory=dict)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files of the row group."""
+        return sum(record.size_bytes for record in self.arrays.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads back."""
+        return {**asdict(self), "bucket": self.bucket.name}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Reads ``to_json``."""
+        arrays = {
+            name: ShardRecord(
+                record["size_bytes"],
+                record["index_crc"],
+                tuple((chunk[0], chunk[1], chunk[2], chunk[3]) for chunk in record["chunks"]),
+            )
+            for name, record in content["arrays"].items()
+        }
+        frames = tuple(FrameRecord(**frame) for frame in content["frames"])
+        bucket = Bucket.parse(content["bucket"])
+        return cls(**{**content, "bucket": bucket, "arrays": arrays, "frames": frames})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an item ended: all its frames are known, or it is in quarantine with a reason."""
+
+    item: str
+    status: Literal["done", "quarantined"]
+    num_frames: int = 0
+    reason: str = ""

@@ -1,0 +1,161 @@
+"""One shard file: written chunk by chunk, read back by its index.
+
+A shard is Zarr's ``sharding_indexed`` with the index at the end and crc32c on chunks and index.
+Chunks start at multiples of 4 KiB; the gaps and missing chunks are legal and take no space.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import crc32c
+import numpy as np
+import numpy.typing as npt
+
+from fcache.errors import CacheCorruptError
+from fcache.store.files import space_checked, sync_folder, temporary
+from fcache.store.layout import ALIGN_BYTES, CRC_BYTES, EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """What a commit record says of one shard file.
+
+    Attributes:
+        size_bytes: Size of the file.
+        index_crc: crc32c of its index.
+        chunks: Position in the shard, offset, size with checksum (bytes) and crc32c of each chunk.
+    """
+
+    size_bytes: int
+    index_crc: int
+    chunks: tuple[tuple[int, int, int, int], ...]
+
+
+@dataclass(slots=True)
+class ShardWriter:
+    """Writes one shard file in one pass, holding no more than the chunk at hand.
+
+    Nothing is seen under the final name before ``publish``.
+    """
+
+    path: Path
+    num_chunks: int
+    _fd: int = field(init=False)
+    _partial: Path = field(init=False)
+    _offset: int = field(default=0, init=False)
+    _chunks: list[tuple[int, int, int, int]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._partial = temporary(self.path)
+        with space_checked(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+
+    def put(self, position: int, values: npt.NDArray[np.generic]) -> None:
+        """Appends the chunk of a position in the shard, C order.
+
+        Raises:
+            NoSpaceError: the disk or quota is full.
+        """
+        payload = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        crc = crc32c.crc32c(payload)
+        start = -(-self._offset // ALIGN_BYTES) * ALIGN_BYTES
+        self._write([payload, memoryview(crc.to_bytes(CRC_BYTES, "little"))], start)
+        size = len(payload) + CRC_BYTES
+        self._chunks.append((position, start, size, crc))
+        self._offset = start + size
+
+    def finish(self) -> ShardRecord:
+        """Writes the index and flushes to the disk; the file still has its temporary name."""
+        index = np.full((self.num_chunks, 2), EMPTY, dtype="<u8")
+        for position, start, size, _ in self._chunks:
+            index[position] = start, size
+        data = index.tobytes()
+        crc = crc32c.crc32c(data)
+        self._write([memoryview(data + crc.to_bytes(CRC_BYTES, "little"))], self._offset)
+        with space_checked(self.path):
+            os.fsync(self._fd)
+        size = self._offset + len(data) + CRC_BYTES
+        return ShardRecord(size, crc, tuple(sorted(self._chunks)))
+
+    def publish(self) -> None:
+        """Gives the finished file its final name; a whole file of that name is replaced."""
+        with space_checked(self.path):
+            os.close(self._fd)
+            self._fd = -1
+            self._partial.replace(self.path)
+            sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Removes the unpublished file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        with suppress(OSError):
+            self._partial.unlink()
+
+    def _write(self, parts: list[memoryview], offset: int) -> None:
+        with space_checked(self.path):
+            while parts:
+                written = os.pwritev(self._fd, parts, offset)
+                offset += written
+                while parts and written >= len(parts[0]):
+                    written -= len(parts.pop(0))
+                if parts:
+                    parts[0] = parts[0][written:]
+
+
+def read_index(fd: int, num_chunks: int, path: Path) -> tuple[npt.NDArray[np.uint64], int]:
+    """Returns a shard file's index, ``[num_chunks, 2]`` (offset, size), and its crc32c.
+
+    Raises:
+        CacheCorruptError: the file is too short, or the index fails its checksum.
+    """
+    length = 16 * num_chunks + CRC_BYTES
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, length, size - length) if size >= length else b""
+    stored = int.from_bytes(data[-CRC_BYTES:], "little")
+    crc = crc32c.crc32c(data[:-CRC_BYTES])
+    if len(data) != length or crc != stored:
+        raise CacheCorruptError(f"'{path}' has no valid shard index in its last {length} bytes.")
+    return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2), crc
+
+
+def check_shard(path: Path, record: ShardRecord, num_chunks: int) -> Iterator[str]:
+    """Yields every way in which a shard file differs from its commit record.
+
+    Reads the whole file once, a chunk at a time. Bytes between chunks belong to nobody.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield "the file is missing"
+        return
+    try:
+        size = os.fstat(fd).st_size
+        if size != record.size_bytes:
+            yield f"the file has {size:,} bytes, {record.size_bytes:,} were committed"
+            return
+        try:
+            index, index_crc = read_index(fd, num_chunks, path)
+        except CacheCorruptError:
+            yield "the index fails its checksum"
+            return
+        expected = np.full((num_chunks, 2), EMPTY, dtype="<u8")
+        for position, offset, length, _ in record.chunks:
+            expected[position] = offset, length
+        if index_crc != record.index_crc or not np.array_equal(index, expected):
+            yield "the index is not the one committed"
+            return
+        for position, offset, length, crc in record.chunks:
+            data = os.pread(fd, length, offset)
+            stored = int.from_bytes(data[-CRC_BYTES:], "little")
+            if crc32c.crc32c(memoryview(data)[:-CRC_BYTES]) != crc or stored != crc:
+                yield f"chunk {position} fails its checksum"
+    finally:
+        os.close(fd)
