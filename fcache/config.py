@@ -190,7 +190,7 @@ class ProbeConfig(Settings):
     lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
     stride: int = Field(ge=1, le=128)  # pixels a logit covers, each way
-    memory_bytes: int = Field(default=2 << 30, ge=1)  # of training features held; more are sampled
+    memory_bytes: int = Field(default=3 << 29, ge=1)  # of training features held; more are sampled
     seed: int = 0
 
 
@@ -279,9 +279,10 @@ def resolve(
         if key not in kind.model_fields
     ]
     known = {key: value for key, value in recipe.items() if key in kind.model_fields}
-    for key, text in overrides.items():
+    for key in overrides:
         for dropped in kind.replaces.get(key, ()):
             known.pop(dropped, None)
+    for key, text in overrides.items():
         if key in kind.model_fields:
             known[key] = _as_field(kind, key, text)
     try:
@@ -299,7 +300,7 @@ def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN40
     if text in {"none", "None"}:
         return None
     textual = "str" in annotation or "Path" in annotation or "Literal['" in annotation
-    if textual or "Tuple[int, int]" in annotation:
+    if textual or "tuple[int, int]" in annotation:
         return text
     return parse_value(text)
 

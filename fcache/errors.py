@@ -49,6 +49,10 @@ class SourceError(FcacheError):
     """A video, folder or image that cannot be used; the text is its quarantine reason."""
 
 
+class LabelError(FcacheError):
+    """Labels that are absent, damaged, or do not fit their frames or categories."""
+
+
 class FeatureError(FcacheError):
     """Features that must not be stored: not a number, or outside the stored type's range."""
 

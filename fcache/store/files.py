@@ -18,7 +18,7 @@ import crc32c
 from fcache.errors import CacheCorruptError, CacheError, NoSpaceError
 from fcache.store.identity import canonical
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TMP_SUFFIX = ".tmp"
 
 
@@ -45,8 +45,17 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TMP_SUFFIX}")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, each name durable: a synced file in a lost folder is lost."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
+    """Makes the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -63,7 +72,7 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = temporary(path)
     with space_checked(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -138,11 +147,14 @@ def locked(path: Path) -> Iterator[None]:
 
     The kernel lets go of it when a process dies, so it is never stale.
     """
+    # A POSIX lock belongs to the process and falls when it closes any descriptor of the file:
+    # threads exclude each other first, whatever way they spell the path.
     with _thread_locks_guard:
-        thread_lock = _thread_locks.setdefault(str(path), threading.Lock())
-    with thread_lock, space_checked(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        thread_lock = _thread_locks.setdefault(os.path.realpath(path), threading.Lock())
+    with thread_lock:
+        with space_checked(path):
+            make_folder(path.parent)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX)
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,16 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Diff
     ]
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - JSON
+    if isinstance(content, Mapping):
+        entries: Iterable[tuple[Any, Any]] = content.items()
+    elif isinstance(content, list | tuple):  # JSON makes a list of a tuple: they are the same
+        entries = enumerate(content)
+    else:
+        yield prefix, content
+        return
+    for name, value in entries:
+        yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - any JSON value

@@ -164,6 +164,18 @@ class ViewIndex:
             self._append([item], [], used)
         return item
 
+    def generation(self) -> int:
+        """Number of the current generation of tables."""
+        return current_generation(self.index / "tables")
+
+    def is_committed(self, bucket: Bucket, shard: int, known: int) -> bool:
+        """Whether somebody has committed a row group that generation ``known`` lacked."""
+        if (self.index / "parts" / bucket.name / f"{shard:08d}.json").exists():
+            return True
+        if self.generation() == known:
+            return False
+        return (bucket.name, self.feature_array, shard) in self.load().shards
+
     def commit(self, part: Part) -> None:
         """Writes the commit record of a row group whose files are published."""
         path = self.index / "parts" / part.bucket.name / f"{part.shard:08d}.json"

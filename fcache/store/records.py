@@ -167,9 +167,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an item ended: all its frames are known, or it is in quarantine with a reason."""
+    """How an item ended: all its frames are known, or it is in quarantine with a reason.
+
+    A source that could not be opened has no rows, so its quarantine carries the ``video_id``.
+    """
 
     item: str
     status: Literal["done", "quarantined"]
     num_frames: int = 0
     reason: str = ""
+    video_id: str = ""

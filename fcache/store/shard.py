@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import space_checked, sync_folder, temporary
+from fcache.store.files import make_folder, space_checked, sync_folder, temporary
 from fcache.store.layout import ALIGN_BYTES, CRC_BYTES, EMPTY
 
 
@@ -53,7 +53,7 @@ class ShardWriter:
     def __post_init__(self) -> None:
         self._partial = temporary(self.path)
         with space_checked(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._fd = os.open(self._partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
 
     def put(self, position: int, values: npt.NDArray[np.generic]) -> None:
@@ -86,18 +86,22 @@ class ShardWriter:
     def publish(self) -> None:
         """Gives the finished file its final name; a whole file of that name is replaced."""
         with space_checked(self.path):
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
             self._partial.replace(self.path)
             sync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Removes the unpublished file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with suppress(OSError):
+            self._close()
         with suppress(OSError):
             self._partial.unlink()
+
+    def _close(self) -> None:
+        # Forgotten first: after a failed close the number may be another file's.
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _write(self, parts: list[memoryview], offset: int) -> None:
         with space_checked(self.path):
@@ -132,30 +136,35 @@ def check_shard(path: Path, record: ShardRecord, num_chunks: int) -> Iterator[st
     Reads the whole file once, a chunk at a time. Bytes between chunks belong to nobody.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
+        with path.open("rb", buffering=0) as file:
+            yield from _differences(file.fileno(), path, record, num_chunks)
     except FileNotFoundError:
         yield "the file is missing"
+    except OSError as error:
+        yield f"the file cannot be read: {error.strerror}"
+
+
+def _differences(fd: int, path: Path, record: ShardRecord, num_chunks: int) -> Iterator[str]:
+    size = os.fstat(fd).st_size
+    if size != record.size_bytes:
+        yield f"the file has {size:,} bytes, {record.size_bytes:,} were committed"
         return
     try:
-        size = os.fstat(fd).st_size
-        if size != record.size_bytes:
-            yield f"the file has {size:,} bytes, {record.size_bytes:,} were committed"
-            return
-        try:
-            index, index_crc = read_index(fd, num_chunks, path)
-        except CacheCorruptError:
-            yield "the index fails its checksum"
-            return
-        expected = np.full((num_chunks, 2), EMPTY, dtype="<u8")
-        for position, offset, length, _ in record.chunks:
-            expected[position] = offset, length
-        if index_crc != record.index_crc or not np.array_equal(index, expected):
-            yield "the index is not the one committed"
-            return
-        for position, offset, length, crc in record.chunks:
-            data = os.pread(fd, length, offset)
-            stored = int.from_bytes(data[-CRC_BYTES:], "little")
-            if crc32c.crc32c(memoryview(data)[:-CRC_BYTES]) != crc or stored != crc:
-                yield f"chunk {position} fails its checksum"
-    finally:
-        os.close(fd)
+        index, index_crc = read_index(fd, num_chunks, path)
+    except CacheCorruptError:
+        yield "the index fails its checksum"
+        return
+    expected = np.full((num_chunks, 2), EMPTY, dtype="<u8")
+    for position, offset, length, _ in record.chunks:
+        expected[position] = offset, length
+    if index_crc != record.index_crc or not np.array_equal(index, expected):
+        yield "the index is not the one committed"
+        return
+    # One buffer for all: fresh pages for every chunk would cost more than reading it.
+    buffer = memoryview(bytearray(max(length for _, _, length, _ in record.chunks)))
+    for position, offset, length, crc in record.chunks:
+        count = os.preadv(fd, [buffer[:length]], offset)
+        payload, stored = buffer[: length - CRC_BYTES], buffer[length - CRC_BYTES : length]
+        same = crc32c.crc32c(payload) == crc == int.from_bytes(stored, "little")
+        if count != length or not same:
+            yield f"chunk {position} fails its checksum"

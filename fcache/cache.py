@@ -1,0 +1,59 @@
+"""The public door: ``fcache.open_cache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcache.store.cache import StoreCache, split_key
+
+if TYPE_CHECKING:
+    from fcache.data.dataset import ClipDataset
+
+
+class Cache(StoreCache):
+    """A cache on disk, and a torch data set over it."""
+
+    def torch_dataset(
+        self,
+        *,
+        clip_frames: int = 1,
+        stages: tuple[int, ...] = (0, 1, 2, 3),
+        split: str | None = None,
+        labels: str | Path | None = None,
+    ) -> ClipDataset:
+        """Returns a map-style data set of clips for a head of one's own.
+
+        Each sample is a dict: ``stages`` (four float tensors ``[T, h, w, C]``), ``pixels``
+        ``[T, H, W, 3]`` uint8, ``valid`` (height, width) in pixels, ``video``, ``frames``, and with
+        labels ``label`` ``[T, H, W]`` int64, 255 where there is none.
+
+        Args:
+            clip_frames: Consecutive frames of a sample.
+            stages: Which stage outputs.
+            split: Only the videos of a split.
+            labels: Semantic labels: a folder of masks, or a manifest; joined by (video id, frame
+                name) and brought to the canvas.
+
+        Raises:
+            ConfigError: no video of that split, or labels that do not join.
+        """
+        from fcache.data.dataset import ClipDataset
+
+        return ClipDataset(
+            self.view(), clip_frames=clip_frames, stages=stages, split=split, labels=labels
+        )
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Opens a cache for reading.
+
+    Args:
+        path: Its folder, or ``FOLDER@KEYPREFIX`` for one of several views.
+
+    Raises:
+        CacheNotFoundError: there is no cache, or no such view.
+        CacheCorruptError: its bookkeeping fails a checksum.
+    """
+    folder, prefix = split_key(str(path))
+    return Cache(folder, prefix)

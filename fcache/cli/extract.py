@@ -1,0 +1,231 @@
+"""``fcache extract`` and ``fcache why``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fcache.cli.output import (
+    Progress,
+    emit_json,
+    emit_lines,
+    human_bytes,
+    human_seconds,
+)
+from fcache.errors import QUARANTINED_EXIT_CODE
+
+if TYPE_CHECKING:
+    from fcache.config import ExtractConfig
+    from fcache.extract.job import JobSummary
+    from fcache.extract.plan import ExtractPlan
+
+
+def extract(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC... [KEY=VALUE]...",
+            help="Videos, folders, globs, frame folders, or a manifest.toml; then settings, for "
+            "example model=vit_small_patch14_dinov2 short_side=480 fps=5.",
+        ),
+    ],
+    cache: Annotated[Path, typer.Option("--cache", help="Folder of the cache.")],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be done; write nothing.")
+    ] = False,
+    first: Annotated[
+        int | None,
+        typer.Option("--first", min=1, help="Only N videos: measure, and draw a PCA picture."),
+    ] = None,
+    scheduler: Annotated[
+        str,
+        typer.Option("--scheduler", help="local, inline, tcp://HOST:PORT, or slurm:FILE."),
+    ] = "local",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try quarantined videos again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compute a frozen backbone's stage outputs for every frame, once, into a cache.
+
+    Resumes: run the same command again after anything that happened.
+    """
+    from fcache.extract.job import run_job
+    from fcache.extract.request import plan_request, read_request
+
+    request = read_request(words)
+    with Progress("read", len(request.sources), "sources") as reading:
+        planned, manifest = plan_request(
+            request,
+            cache,
+            retry_failed=retry_failed,
+            first=first,
+            progress=lambda done, total: reading.advance(1),
+        )
+    if plan:
+        _show_plan(planned, request.config, as_json=as_json)
+        return
+    with Progress("extract", planned.todo_frames) as progress:
+        if request.config.weights.startswith("random:"):
+            progress.note(
+                {"event": "warning", "weights": request.config.weights},
+                f"weights={request.config.weights}: these features are of an UNTRAINED network",
+            )
+        summary = run_job(
+            planned,
+            manifest,
+            request.config,
+            scheduler=scheduler,
+            report=lambda event: _show_event(progress, event),
+        )
+    picture = _draw_first(planned) if first is not None else None
+    _show_summary(planned, summary, picture, as_json=as_json)
+    if summary.quarantined:
+        raise typer.Exit(QUARANTINED_EXIT_CODE)
+
+
+def why(
+    cache: Annotated[str, typer.Argument(metavar="CACHE[@KEY]")],
+    words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say whether a changed setting would hit the cache, and which fields differ if not."""
+    from fcache.cache import open_cache
+    from fcache.extract.request import changed_identity
+    from fcache.store.identity import differences, view_key
+
+    views = open_cache(cache).views
+    found: list[dict[str, Any]] = []
+    for view in views:
+        wanted = changed_identity(view.index, words)
+        hit = next((other.key for other in views if other.key == view_key(wanted)), None)
+        fields = differences(view.identity, wanted)
+        found.append(
+            {
+                "view": view.key,
+                "hit": hit,
+                "wanted": view_key(wanted),
+                "differences": [str(field) for field in fields],
+            }
+        )
+    if as_json:
+        emit_json("why", {"views": found})
+    for one in found if not as_json else []:
+        if one["hit"]:
+            print(f"HIT   {one['hit']} holds it (asked from {one['view']})")
+        else:
+            print(f"MISS  {one['wanted']} is not there; from {one['view']} it differs in:")
+            print("".join(f"        {field}\n" for field in one["differences"]), end="")
+    if not any(one["hit"] for one in found):
+        raise typer.Exit(5)
+
+
+def _show_event(progress: Progress, event: dict[str, Any]) -> None:
+    kind = event["event"]
+    if kind == "start":
+        progress.start()
+    elif kind == "commit":
+        progress.advance(event["frames"], event["bytes"])
+    elif kind == "quarantine":
+        progress.note(event, f"quarantined {event['video']}: {event['reason']}")
+    elif kind == "stopping":
+        progress.note(event, "stopping after the shards at hand; Ctrl-C again stops now")
+    elif kind == "waiting":
+        progress.note(event, f"waiting for {event['tasks']} videos that another job is writing")
+
+
+def _plan_figures(plan: ExtractPlan) -> dict[str, Any]:
+    states = [source.state for source in plan.sources]
+    return {
+        "key": plan.key,
+        "videos": len(plan.sources),
+        "frames": plan.num_frames,
+        "videos_done": states.count("done"),
+        "videos_to_do": len(states) - states.count("done"),
+        "frames_to_do": plan.todo_frames,
+        "bytes_to_do": plan.todo_bytes,
+        "bytes_cached": plan.cached_bytes,
+        "bytes_free": plan.free_bytes,
+        "frames_per_s_per_worker": round(plan.rate, 3) if plan.rate else None,
+        "buckets": sorted({source.request.bucket.name for source in plan.sources}),
+        "quarantined": {rejected.source.video_id: rejected.reason for rejected in plan.rejected},
+    }
+
+
+def _show_plan(plan: ExtractPlan, config: ExtractConfig, *, as_json: bool) -> None:
+    at = _plan_figures(plan)
+    if as_json:
+        emit_json("extract.plan", at)
+        return
+    layout = plan.layout
+    sizes = sorted({layout.frame_bytes(source.request.bucket) for source in plan.sources})
+    a_frame = " to ".join(human_bytes(size) for size in {sizes[0], sizes[-1]}) if sizes else "-"
+    rate = "not measured; --first 1 measures it"
+    if plan.rate:
+        seconds = human_seconds(plan.todo_frames / plan.rate)
+        rate = f"{seconds} on one worker at {plan.rate:.3g} frames/s (measured at the last commits)"
+    fits = "ok" if plan.todo_bytes <= plan.free_bytes else "NOT ENOUGH"
+    untrained = "  UNTRAINED" if config.weights.startswith("random:") else ""
+    resume = (
+        f"{at['videos_done']:,} videos done, {at['videos_to_do']:,} to do "
+        f"({at['frames_to_do']:,} frames), {len(plan.rejected):,} quarantined"
+    )
+    rows = [
+        ("view", f"{plan.key}  {config.model}  weights={config.weights}{untrained}"),
+        ("source", f"{at['videos']:,} videos  {at['frames']:,} frames"),
+        ("canvas", "  ".join(at["buckets"][:6]) + ("  ..." if len(at["buckets"]) > 6 else "")),
+        ("size", f"{human_bytes(plan.todo_bytes)} to write as {config.dtype}  ({a_frame} a frame)"),
+        ("disk", f"{human_bytes(plan.free_bytes)} free  {fits}"),
+        ("time", rate),
+        ("resume", resume),
+    ]
+    emit_lines(rows)
+    for video, reason in at["quarantined"].items():
+        print(f"  quarantined {video}: {reason}")
+    print("nothing was written. Remove --plan to start.")
+
+
+def _show_summary(
+    plan: ExtractPlan, summary: JobSummary, picture: Path | None, *, as_json: bool
+) -> None:
+    if as_json:
+        emit_json(
+            "extract",
+            {
+                "key": plan.key,
+                "videos": summary.num_videos,
+                "frames": summary.num_frames,
+                "bytes": summary.size_bytes,
+                "seconds": round(summary.seconds, 2),
+                "frames_per_s": round(summary.rate, 3),
+                "quarantined": summary.quarantined,
+                "picture": picture,
+            },
+        )
+        return
+    done = f"{summary.num_frames:,} frames, {human_bytes(summary.size_bytes)}"
+    if summary.num_frames:
+        print(f"extracted {done} in {human_seconds(summary.seconds)} ({summary.rate:.3g} frames/s)")
+    else:
+        print(f"nothing to do: {summary.num_videos:,} videos are complete in view {plan.key}")
+    if picture is not None:
+        print(f"picture {picture}")
+    if summary.quarantined:
+        print(f"{len(summary.quarantined)} quarantined:")
+        for video, reason in summary.quarantined.items():
+            print(f"  {video}: {reason}")
+
+
+def _draw_first(plan: ExtractPlan) -> Path | None:
+    """Draws the first video that was extracted, beside the cache."""
+    from fcache.store.cache import StoreCache
+    from fcache.viz.cached import draw_video
+
+    view = StoreCache(plan.cache, plan.key).view()
+    if not view.videos:
+        return None
+    path = plan.cache.with_name(f"{plan.cache.name}.first.png")
+    draw_video(view, view.videos[0], path)
+    return path

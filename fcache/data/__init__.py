@@ -1,0 +1,1 @@
+"""Cache and labels joined: what training and evaluation read."""

@@ -1,0 +1,120 @@
+"""A torch data set of clips out of a view, for a head of one's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fcache.data.canvas import as_float, label_on_canvas
+from fcache.data.labels import LabelReader
+from fcache.errors import ConfigError
+from fcache.store.cache import VideoFrames, View
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Clips of consecutive frames, with labels where asked for.
+
+    A video of T frames gives ``T // clip_frames`` clips that do not overlap. With labels, a clip
+    counts if each of its frames has one. Clips of different videos may differ in size, so a batch
+    of several needs a sampler that keeps to one ``bucket``.
+
+    Args:
+        view: Where features lie.
+        clip_frames: T, frames of a clip.
+        stages: Which stage outputs.
+        split: Only the videos of a split.
+        labels: A folder of masks or a manifest (see ``LabelReader.open``), or a reader of them.
+
+    Raises:
+        ConfigError: nothing is left to draw from.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        *,
+        clip_frames: int = 1,
+        stages: tuple[int, ...] = (0, 1, 2, 3),
+        split: str | None = None,
+        labels: str | Path | LabelReader | None = None,
+    ) -> None:
+        self.view = view
+        self.stages = stages
+        self.clip_frames = clip_frames
+        videos = [view.frames(video) for video in view.videos]
+        videos = [video for video in videos if split in (None, video.split)]
+        ids = [video.video_id for video in videos]
+        self.labels = (
+            labels
+            if labels is None or isinstance(labels, LabelReader)
+            else LabelReader.open(labels, video_ids=ids)
+        )
+        self.clips = [
+            (video, first)
+            for video in videos
+            for first in range(0, len(video) - clip_frames + 1, clip_frames)
+            if self._is_labelled(video, first)
+        ]
+        if not self.clips:
+            where = f" in split '{split}'" if split else ""
+            with_labels = f" with labels from '{self.labels.origin}'" if self.labels else ""
+            raise ConfigError(
+                f"view {view.key} has no clip of {clip_frames} frames{where}{with_labels}. Labels "
+                f"join by video id and frame name; the cache has {_example(videos)}.",
+                run=f"fcache ls '{view.folder.parent}' --videos",
+            )
+
+    def only(self, wanted: Callable[[str], bool]) -> ClipDataset:
+        """Returns this data set with the videos whose id is wanted."""
+        part = copy.copy(self)
+        part.clips = [clip for clip in self.clips if wanted(clip[0].video_id)]
+        return part
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        video, first = self.clips[index]
+        frames = list(range(first, first + self.clip_frames))
+        clip = self.view.read(video, frames, stages=self.stages)
+        sample: dict[str, Any] = {
+            "stages": [torch.from_numpy(as_float(s, clip.logical_dtype)) for s in clip.stages],
+            "pixels": torch.from_numpy(clip.pixels),
+            "valid": clip.valid,
+            "video": video.video_id,
+            "frames": [video.names[frame] for frame in frames],
+        }
+        if self.labels is not None:
+            label = np.stack([self.label(video, frame) for frame in frames])
+            sample["label"] = torch.from_numpy(label).long()
+        return sample
+
+    def label(self, video: VideoFrames, frame: int) -> np.ndarray:  # [H, W] uint8
+        """Returns the label of a frame on its canvas, 255 where there is none.
+
+        Raises:
+            LabelError: it is missing, damaged, or contradicts the frame's shape.
+        """
+        assert self.labels is not None
+        name = video.names[frame]
+        label = self.labels.semantic(video.video_id, name, video.split)
+        return label_on_canvas(label, video, f"label of '{video.video_id}' frame '{name}'")
+
+    def _is_labelled(self, video: VideoFrames, first: int) -> bool:
+        labels = self.labels
+        return labels is None or all(
+            labels.has(video.video_id, video.names[frame], video.split)
+            for frame in range(first, first + self.clip_frames)
+        )
+
+
+def _example(videos: list[VideoFrames]) -> str:
+    if not videos:
+        return "no complete video there"
+    return f"for example video '{videos[0].video_id}', frame '{videos[0].names[0]}'"

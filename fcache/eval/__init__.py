@@ -1,0 +1,1 @@
+"""Metrics as the official evaluators compute them; numpy only."""

@@ -1,0 +1,1 @@
+"""Training from the cache: loops, losses, and the linear probe."""

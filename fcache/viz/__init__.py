@@ -1,0 +1,1 @@
+"""Pictures of stage outputs and of labels."""
