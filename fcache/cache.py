@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcache.store.cache import StoreCache, split_key
 
@@ -21,10 +22,12 @@ class Cache(StoreCache):
         stages: tuple[int, ...] = (0, 1, 2, 3),
         split: str | None = None,
         labels: str | Path | None = None,
+        selection: Mapping[str, Any] | None = None,
     ) -> ClipDataset:
         """Returns a map-style data set of clips for a head of one's own.
 
-        Each sample is a dict: ``stages`` (four float tensors ``[T, h, w, C]``), ``pixels``
+        Each sample is a dict: ``stages`` (a tensor ``[T, h, w, C]`` each: float16 or float32 as
+        stored, bfloat16 as float32), ``pixels``
         ``[T, H, W, 3]`` uint8, ``valid`` (height, width) in pixels, ``video``, ``frames``, and with
         labels ``label`` ``[T, H, W]`` int64, 255 where there is none.
 
@@ -34,6 +37,8 @@ class Cache(StoreCache):
             split: Only the videos of a split.
             labels: Semantic labels: a folder of masks, or a manifest; joined by (video id, frame
                 name) and brought to the canvas.
+            selection: Only what was extracted under this frame selection, such as
+                ``{"fps": 5.0}``; needed where a video is cached under several.
 
         Raises:
             ConfigError: no video of that split, or labels that do not join.
@@ -41,7 +46,12 @@ class Cache(StoreCache):
         from fcache.data.dataset import ClipDataset
 
         return ClipDataset(
-            self.view(), clip_frames=clip_frames, stages=stages, split=split, labels=labels
+            self.view(),
+            clip_frames=clip_frames,
+            stages=stages,
+            split=split,
+            labels=labels,
+            selection=selection,
         )
 
 

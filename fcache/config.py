@@ -118,6 +118,7 @@ class ExtractConfig(Settings):
         "size": ("short_side", "long_side_max"),
         "short_side": ("size",),
         "fps": ("stride",),
+        "stride": ("fps",),
     }
 
     kind: Literal["stage"] = "stage"
@@ -278,20 +279,24 @@ def resolve(
         for key in [*overrides, *recipe]
         if key not in kind.model_fields
     ]
-    known = {key: value for key, value in recipe.items() if key in kind.model_fields}
-    for key in overrides:
-        for dropped in kind.replaces.get(key, ()):
-            known.pop(dropped, None)
-    for key, text in overrides.items():
-        if key in kind.model_fields:
-            known[key] = _as_field(kind, key, text)
+    fields = kind.model_fields
+    newer = {key: _as_field(kind, key, text) for key, text in overrides.items() if key in fields}
+    known = layered(kind, recipe, newer)
     try:
-        settings = kind.model_validate(known)
+        settings = kind.model_validate({key: known[key] for key in known if key in fields})
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     if problems:
         raise ConfigError("; ".join(problems) + ".")
     return settings
+
+
+def layered(
+    kind: type[Settings], older: Mapping[str, Any], newer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns a table with another over it, less what the newer keys stand in for."""
+    replaced = {old for key in newer for old in kind.replaces.get(key, ())}
+    return {**{key: value for key, value in older.items() if key not in replaced}, **newer}
 
 
 def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN401

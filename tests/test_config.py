@@ -14,6 +14,7 @@ from fcache.config import (
     Selection,
     Settings,
     ViewGeometry,
+    layered,
     load_recipe,
     parse_value,
     read_toml,
@@ -124,6 +125,18 @@ def test_override_replaces_what_it_stands_in_for() -> None:
     assert (back.size, back.short_side) == (None, 360)
 
 
+@pytest.mark.parametrize("words", [{"stride": "2", "fps": "3"}, {"size": "9x9", "short_side": "9"}])
+def test_two_overrides_that_contradict_are_refused(words: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="one of"):
+        resolve(ExtractConfig, MODEL, words)
+
+
+def test_a_newer_layer_drops_what_its_keys_stand_in_for() -> None:
+    sampled = layered(ExtractConfig, {**MODEL, "stride": 2}, {"fps": 3.0})
+    assert "stride" not in sampled
+    assert sampled["fps"] == 3.0
+
+
 def test_text_settings_keep_text_that_looks_like_a_number() -> None:
     settings = resolve(ExtractConfig, MODEL, {"weights": "123", "split": "1", "patch": "14"})
     assert (settings.weights, settings.split, settings.patch) == ("123", "1", 14)
@@ -155,11 +168,9 @@ def test_missing_value_says_how_to_give_it() -> None:
     [
         ({"size": "480"}, "'480' is not HEIGHTxWIDTH, for example 480x864"),
         ({"size": "0x10"}, "size=0x10 has an empty side"),
-        ({"size": "9x9", "short_side": "9"}, "one of the two"),
         ({"short_side": "none"}, "give short_side=N or size=HEIGHTxWIDTH"),
         ({"long_side_max": "100"}, "long_side_max=100 is below short_side=720"),
         ({"fps": "2", "stride": "2"}, "both choose frames"),
-        ({"stride": "2", "fps": "2"}, "both choose frames"),
         ({"start": "3", "end": "2"}, "end=2.0 is not after start=3.0"),
         ({"dtype": "int3"}, "dtype=int3: "),
         ({"flip": "perhaps"}, "flip=perhaps: "),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from fcache.data.canvas import as_float, label_on_canvas
 from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
 from fcache.store.cache import VideoFrames, View
+from fcache.store.reader import OpenFiles
+from fcache.store.records import Name
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -30,9 +32,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         stages: Which stage outputs.
         split: Only the videos of a split.
         labels: A folder of masks or a manifest (see ``LabelReader.open``), or a reader of them.
+        selection: Only what was extracted under this frame selection, such as ``{"fps": 5.0}``
+            (``{}`` for every frame); needed where a video is cached under several.
 
     Raises:
-        ConfigError: nothing is left to draw from.
+        ConfigError: nothing is left to draw from, or a video is cached under several selections.
     """
 
     def __init__(
@@ -43,12 +47,22 @@ class ClipDataset(Dataset[dict[str, Any]]):
         stages: tuple[int, ...] = (0, 1, 2, 3),
         split: str | None = None,
         labels: str | Path | LabelReader | None = None,
+        selection: Mapping[str, Any] | None = None,
     ) -> None:
+        if clip_frames < 1:
+            raise ValueError(f"clip_frames={clip_frames}; expected at least 1")
         self.view = view
         self.stages = stages
         self.clip_frames = clip_frames
-        videos = [view.frames(video) for video in view.videos]
-        videos = [video for video in videos if split in (None, video.split)]
+        names = _names(view, selection)
+        splits = sorted({name.split for name in names if name.split})
+        names = [name for name in names if split in (None, name.split)]
+        if split is not None and not names:
+            raise ConfigError(
+                f"view {view.key} has no complete video of split '{split}'; expected one of: "
+                f"{', '.join(splits) or 'none, since no split is known'}."
+            )
+        videos = [view.frames(name.video_id, item=name.item) for name in names]
         ids = [video.video_id for video in videos]
         self.labels = (
             labels
@@ -62,13 +76,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
             if self._is_labelled(video, first)
         ]
         if not self.clips:
-            where = f" in split '{split}'" if split else ""
-            with_labels = f" with labels from '{self.labels.origin}'" if self.labels else ""
             raise ConfigError(
-                f"view {view.key} has no clip of {clip_frames} frames{where}{with_labels}. Labels "
-                f"join by video id and frame name; the cache has {_example(videos)}.",
-                run=f"fcache ls '{view.folder.parent}' --videos",
+                self._nothing(videos, split), run=f"fcache ls '{view.folder.parent}' --videos"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view holds open files and a lock, which no other process can use.
+        return {**self.__dict__, "view": self.view.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "view": View(state["view"], OpenFiles())})
 
     def only(self, wanted: Callable[[str], bool]) -> ClipDataset:
         """Returns this data set with the videos whose id is wanted."""
@@ -106,6 +123,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         label = self.labels.semantic(video.video_id, name, video.split)
         return label_on_canvas(label, video, f"label of '{video.video_id}' frame '{name}'")
 
+    def _nothing(self, videos: list[VideoFrames], split: str | None) -> str:
+        where = f" in split '{split}'" if split else ""
+        if self.labels is None:
+            longest = max((len(video) for video in videos), default=0)
+            return (
+                f"view {self.view.key} has no clip of {self.clip_frames} frames{where}; its "
+                f"longest complete video has {longest}."
+            )
+        example = "no complete video"
+        if videos:
+            example = f"for example video '{videos[0].video_id}', frame '{videos[0].names[0]}'"
+        return (
+            f"view {self.view.key} has no clip of {self.clip_frames} frames{where} with labels "
+            f"from {self.labels.origin}. Labels join by video id and frame name; the cache has "
+            f"{example}."
+        )
+
     def _is_labelled(self, video: VideoFrames, first: int) -> bool:
         labels = self.labels
         return labels is None or all(
@@ -114,7 +148,25 @@ class ClipDataset(Dataset[dict[str, Any]]):
         )
 
 
-def _example(videos: list[VideoFrames]) -> str:
-    if not videos:
-        return "no complete video there"
-    return f"for example video '{videos[0].video_id}', frame '{videos[0].names[0]}'"
+def _names(view: View, selection: Mapping[str, Any] | None) -> list[Name]:
+    """One name for each complete video; of several contents of a video, the last that came.
+
+    Raises:
+        ConfigError: a video is cached under several selections, and none is chosen.
+    """
+    items = view.state.items
+    chosen: dict[str, Name] = {}
+    for name in view.state.names:
+        item = items[name.item]
+        if not view.state.is_complete(item, view.index.feature_array):
+            continue
+        if selection is not None and dict(item.selection) != dict(selection):
+            continue
+        before = chosen.get(name.video_id, name)
+        if items[before.item].selection != item.selection:
+            raise ConfigError(
+                f"video '{name.video_id}' is cached under several selections; give selection=: "
+                f"{dict(items[before.item].selection)} or {dict(item.selection)}."
+            )
+        chosen[name.video_id] = name
+    return list(chosen.values())

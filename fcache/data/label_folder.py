@@ -1,9 +1,9 @@
 """Labels in a bare folder, without a manifest: the places where data sets keep them.
 
-A semantic mask of video V, frame F is looked for at ``V/F.png``, ``V/semantic/F.png`` (also
-``mask``, ``masks``, ``labels``, ``annotations``), ``semantic/V/F.png`` and so on, and ``V.png`` for
-a single image. Panoptic PNGs need JSON whose name holds ``panoptic``, in the folder, in its
-``annotations``, or beside a video's own folders.
+A semantic mask of video V, frame F is looked for at ``V/semantic/F.png`` (also ``mask``, ``masks``,
+``labels``, ``annotations``), ``semantic/V/F.png`` and so on, then ``V/F.png``, and ``V.png`` for a
+single image: the folder may hold the images too. Panoptic PNGs need JSON whose name holds
+``panoptic``, in the folder, in its ``annotations``, or beside a video's own folders.
 
 Categories, in model order: ``categories.json`` in the folder or up to two above, as it lists them;
 else those of the panoptic JSON, things first, each group by ascending id (the order of the shipped
@@ -27,6 +27,7 @@ VOID = 255
 MAX_SCANNED = 2000  # masks read to find the values of a folder without categories
 _SEMANTIC_NAMES = ("semantic", "mask", "masks", "label", "labels", "annotations", "Annotations")
 _PANOPTIC_NAMES = ("panoptic", "panomasksRGB", "panoptic_masks")
+_NAMES = frozenset({*_SEMANTIC_NAMES, *_PANOPTIC_NAMES})
 _IMAGE_FOLDERS = frozenset({"images", "frames", "imgs", "origin", "rgb", "JPEGImages"})
 
 
@@ -66,7 +67,7 @@ def labels_in_folder(
     void = () if any(category.id == VOID for category in categories) else (VOID,)
     labels = [
         Labels(format="semantic", path=path, void=void, unlisted=unlisted)
-        for path in (named if beside_images else [*bare, *named])
+        for path in (named if beside_images else [*named, *bare])
     ]
     for json_path in json_paths:
         labels += _panoptic_places(folder, json_path, beside_images=beside_images)
@@ -77,11 +78,11 @@ def _panoptic_places(folder: Path, json_path: Path, *, beside_images: bool) -> I
     relative = json_path.relative_to(folder)
     shared = relative.parent.name in {"", "annotations"}
     written = str(relative) if shared else f"{{video}}/{relative.name}"
-    places = [] if beside_images else ["{video}/{frame}.png"]
-    places += [f"{relative.stem}/{{frame}}.png"]
+    places = [f"{relative.stem}/{{frame}}.png"]
     places += [f"{relative.with_suffix('')}/{{frame}}.png"] if shared else []
     places += [f"{{video}}/{name}/{{frame}}.png" for name in _PANOPTIC_NAMES]
     places += [f"{name}/{{video}}/{{frame}}.png" for name in _PANOPTIC_NAMES]
+    places += [] if beside_images else ["{video}/{frame}.png"]
     for path in places:
         yield Labels(format="panoptic", path=path, json_path=written)
 
@@ -121,9 +122,8 @@ def _categories_file(folder: Path) -> tuple[Category, ...] | None:
 
 def _categories_of_values(folder: Path, *, beside_images: bool) -> tuple[Category, ...]:
     pngs = _pngs(folder)
-    if beside_images:
-        names = {*_SEMANTIC_NAMES, *_PANOPTIC_NAMES}
-        pngs = [path for path in pngs if names & set(path.relative_to(folder).parts[:-1])]
+    named = [path for path in pngs if _NAMES & set(path.relative_to(folder).parts[:-1])]
+    pngs = named if named or beside_images else pngs
     masks = [path for path in pngs if label_header(path)[1] in ONE_CHANNEL_MODES]
     if not masks:
         raise NoLabelsError(

@@ -64,40 +64,10 @@ def render_set(
     for name, side in (("height", height), ("width", width)):
         if side % 2 or side < 64:
             raise ValueError(f"{name}={side}; expected an even number of pixels, 64 or more")
-    narrow = max(64, round(width * 3 / 8) * 2)
     videos: list[Video] = []
     for split, num_videos in (("train", num_train), ("val", num_val)):
-        videos_json, annotations_json = [], []
-        for index in range(num_videos):
-            theme = THEMES[index % len(THEMES)]
-            name = f"{theme.name}_{len(videos):03d}"
-            size = (height, width if index % 2 == 0 else narrow)
-            void = height // 60 + 2 if index % VOID_EVERY == VOID_EVERY - 1 else 0
-            scene = Scene(size, theme, num_frames / fps, void, [seed, len(videos)])
-            path = folder / "videos" / split / f"{name}.mp4"
-            frames = [scene.frame(number / fps) for number in range(num_frames)]
-            write_video(path, (frame.image for frame in frames), fps)
-            images, annotations = write_labels(folder / "panoptic" / split / name, frames)
-            videos_json.append({"video_id": name, "images": images})
-            annotations_json.append({"video_id": name, "annotations": annotations})
-            videos.append(
-                Video(
-                    id=name,
-                    path=path.relative_to(folder).as_posix(),
-                    kind="video",
-                    sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                    split=split,
-                    num_frames=num_frames,
-                    height=size[0],
-                    width=size[1],
-                )
-            )
-        table = {
-            "videos": videos_json,
-            "annotations": annotations_json,
-            "categories": [category.model_dump(mode="json") for category in CATEGORIES],
-        }
-        (folder / f"panoptic_{split}.json").write_text(json.dumps(table), encoding="utf-8")
+        size = (height, width)
+        videos += _render_split(folder, split, num_videos, num_frames, size, fps, seed, len(videos))
     manifest = Manifest(
         name="demo",
         about=f"Rendered by fcache demo, seed {seed}: things over stuff under a moving camera.",
@@ -115,6 +85,51 @@ def render_set(
     )
     (folder / "manifest.toml").write_text(manifest.to_toml(), encoding="utf-8")
     return load_manifest(str(folder / "manifest.toml"))
+
+
+def _render_split(
+    folder: Path,
+    split: str,
+    num_videos: int,
+    num_frames: int,
+    size: tuple[int, int],
+    fps: int,
+    seed: int,
+    first: int,
+) -> list[Video]:
+    """Renders the videos of a split, numbered from ``first``, and writes its JSON."""
+    height, width = size
+    narrow = max(64, round(width * 3 / 8) * 2)
+    videos, images_of, annotations_of = [], [], []
+    for index in range(num_videos):
+        theme = THEMES[index % len(THEMES)]
+        name = f"{theme.name}_{first + index:03d}"
+        shape = (height, width if index % 2 == 0 else narrow)
+        void = height // 60 + 2 if index % VOID_EVERY == VOID_EVERY - 1 else 0
+        scene = Scene(shape, theme, num_frames / fps, void, [seed, first + index])
+        frames = [scene.frame(number / fps) for number in range(num_frames)]
+        path = folder / "videos" / split / f"{name}.mp4"
+        write_video(path, (frame.image for frame in frames), fps)
+        images, annotations = write_labels(folder / "panoptic" / split / name, frames)
+        images_of.append({"video_id": name, "images": images})
+        annotations_of.append({"video_id": name, "annotations": annotations})
+        videos.append(
+            Video(
+                id=name,
+                path=path.relative_to(folder).as_posix(),
+                kind="video",
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                split=split,
+                num_frames=num_frames,
+                height=shape[0],
+                width=shape[1],
+            )
+        )
+    # VIPSeg writes isthing as 0 or 1.
+    categories = [{**c.model_dump(mode="json"), "isthing": int(c.isthing)} for c in CATEGORIES]
+    table = {"videos": images_of, "annotations": annotations_of, "categories": categories}
+    (folder / f"panoptic_{split}.json").write_text(json.dumps(table), encoding="utf-8")
+    return videos
 
 
 class Scene:

@@ -7,23 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from fcache.data.canvas import as_float
-from fcache.store.cache import View
+from fcache.store.cache import VideoFrames, View
 from fcache.viz.pca import pca_sheet
 
 MAX_FRAMES = 4  # rows of the sheet
 
 
-def draw_video(view: View, video: str, path: Path) -> None:
+def draw_video(view: View, video: VideoFrames, path: Path) -> None:
     """Writes a PNG: some frames of a video, each beside the PCA of its four stages."""
-    held = view.frames(video)
-    chosen = sorted({int(i) for i in np.linspace(0, len(held) - 1, min(MAX_FRAMES, len(held)))})
-    clip = view.read(held, chosen)
+    chosen = sorted({int(i) for i in np.linspace(0, len(video) - 1, min(MAX_FRAMES, len(video)))})
+    clip = view.read(video, chosen)
     assert clip.pixels is not None
     stages = [as_float(stage, clip.logical_dtype).astype(np.float32) for stage in clip.stages]
     sheet = pca_sheet(
         list(clip.pixels),
         [[stage[place] for stage in stages] for place in range(len(chosen))],
-        names=[f"{video} {held.names[frame]}" for frame in chosen],
+        names=[f"{video.video_id} {video.names[frame]}" for frame in chosen],
         valid_sizes=[clip.valid] * len(chosen),
     )
     sheet.save(path, format="PNG")

@@ -132,7 +132,7 @@ def pca_sheet(
     valid_sizes: Sequence[tuple[int, int]] | None = None,
     tile_width: int = 320,
 ) -> Image.Image:
-    """Returns a grid with a row per frame: frame | stage 1 | stage 2 | ...
+    """Returns a grid with a row per frame: frame | stage 0 | stage 1 | ...
 
     Args:
         frames: The frames, padded as the backbone saw them.
@@ -161,7 +161,7 @@ def pca_sheet(
     for index, (basis, stage) in enumerate(zip(bases, cut[0], strict=True)):
         side = len(basis.mean)
         lattice = f" · {side}x{side} lattice off" if side > 1 else ""
-        headings.append(f"stage {index + 1} · {stage.shape[2]} ch{lattice}")
+        headings.append(f"stage {index} · {stage.shape[2]} ch{lattice}")
     return sheet(rows, headings, tile_width=tile_width)
 
 

@@ -240,6 +240,14 @@ def test_bare_folder_is_read_at_its_usual_places(tmp_path: Path, place: str) -> 
     assert not reader.has("v", "0")
 
 
+def test_gray_frames_beside_label_folders_are_not_taken_for_labels(tmp_path: Path) -> None:
+    save(tmp_path / "v/0.png", [[200]])
+    save(tmp_path / "masks/v/0.png", [[1]])
+    reader = LabelReader.open(tmp_path)
+    assert reader.num_categories == 2
+    assert reader.semantic("v", "0").tolist() == [[1]]
+
+
 def test_bare_mask_of_a_single_image_is_called_by_the_video(tmp_path: Path) -> None:
     save(tmp_path / "a/cat.png", [[1]])
     reader = LabelReader.open(tmp_path)
@@ -363,7 +371,8 @@ def test_reader_survives_pickling(tmp_path: Path) -> None:
         ((1080, 1920), (720, 1280)),
         ((360, 480), (720, 960)),
         ((7, 5), (7, 5)),
-        ((1001, 333), (480, 160)),
+        ((1000, 100), (333, 33)),
+        ((100, 1000), (33, 333)),
     ],
 )
 def test_label_of_the_images_shape_fits_at_any_scale(

@@ -130,15 +130,20 @@ def test_decoded_frames_are_the_rendered_pictures(rendered):
     folder, manifest = rendered
     video = manifest.videos[1]
     scene = Scene((96, 120), THEMES[1], 1.0, 0, [3, 1])
+    compared = 0
     for number, image in enumerate(decoded(folder / video.path)):
         truth = scene.frame(number / 5)
         assert np.array_equal(truth.ids, label_ids(folder, video, number))
         for segment in truth.categories:
             mask = truth.ids == segment
-            # Chroma at half size bleeds over the borders of small segments.
-            if mask.sum() >= 250:
+            # Chroma at half size bleeds over borders; two pixels inside it does not.
+            for axis in (0, 1):
+                mask &= np.logical_and.reduce([np.roll(mask, by, axis) for by in (-2, -1, 1, 2)])
+            if mask.sum() >= 100:
+                compared += 1
                 difference = image[mask].mean(0) - truth.image[mask].mean(0)
-                assert np.abs(difference).max() < 5
+                assert np.abs(difference).max() < 4
+    assert compared > 20
 
 
 def test_frames_may_be_asked_for_in_any_order():

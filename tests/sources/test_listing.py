@@ -116,6 +116,11 @@ def test_one_name_in_two_roots_takes_the_folders_above(tmp_path: Path) -> None:
         "day/cam/clip.mp4",
         "night/cam/clip.mp4",
     ]
+    touch(tmp_path / "night/rear/clip.mp4")
+    assert ids(tmp_path / "night/cam/clip.mp4", tmp_path / "night/rear/clip.mp4") == [
+        "cam/clip.mp4",
+        "rear/clip.mp4",
+    ]
 
 
 def test_same_file_named_twice_is_listed_once(tmp_path: Path) -> None:
@@ -181,6 +186,9 @@ def test_loops_of_links_end_and_real_folders_name_the_video(tmp_path: Path) -> N
     (tmp_path / "a_link").symlink_to(tmp_path / "real")
     (tmp_path / "real/up").symlink_to(tmp_path)
     (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert ids(tmp_path) == ["real/clip"]
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_folder/link").symlink_to(tmp_path / "real")
     assert ids(tmp_path) == ["real/clip"]
 
 
@@ -322,6 +330,9 @@ def test_layout_field_used_twice_means_the_same_name(tmp_path: Path) -> None:
     touch(tmp_path / "a[1]/a[1].mp4")
     touch(tmp_path / "b/c.mp4")
     manifest = Manifest(name="m", root=str(tmp_path), layout=Layout(videos="{video}/{video}.mp4"))
+    assert [s.video_id for s in from_manifest(manifest)] == ["a[1]"]
+    layout = Layout(videos="a[1]/{video}.mp4")
+    manifest = Manifest(name="m", root=str(tmp_path), layout=layout)
     assert [s.video_id for s in from_manifest(manifest)] == ["a[1]"]
 
 

@@ -1,0 +1,10 @@
+"""Settings every test runs under."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Before torch is imported: waiting threads sleep, and tests leave the user's own memo alone.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="fcache-tests-")
