@@ -9,12 +9,13 @@ import typer
 
 from fcache.cli.output import (
     Progress,
+    beside,
     emit_json,
     emit_lines,
     human_bytes,
     human_seconds,
 )
-from fcache.errors import QUARANTINED_EXIT_CODE
+from fcache.errors import QUARANTINED_EXIT_CODE, CacheError, FcacheError
 
 if TYPE_CHECKING:
     from fcache.config import ExtractConfig
@@ -64,6 +65,10 @@ def extract(
             first=first,
             progress=lambda done, total: reading.advance(1),
         )
+        for path, reason in request.notes:
+            reading.note(
+                {"event": "passed over", "path": path, "reason": reason}, f"'{path}' {reason}"
+            )
     if plan:
         _show_plan(planned, request.config, as_json=as_json)
         return
@@ -82,6 +87,8 @@ def extract(
         )
     picture = _draw_first(planned) if first is not None else None
     _show_summary(planned, summary, picture, as_json=as_json)
+    if summary.failed:
+        raise typer.Exit(FcacheError.exit_code)
     if summary.quarantined:
         raise typer.Exit(QUARANTINED_EXIT_CODE)
 
@@ -119,7 +126,7 @@ def why(
             print(f"MISS  {one['wanted']} is not there; from {one['view']} it differs in:")
             print("".join(f"        {field}\n" for field in one["differences"]), end="")
     if not any(one["hit"] for one in found):
-        raise typer.Exit(5)
+        raise typer.Exit(CacheError.exit_code)
 
 
 def _show_event(progress: Progress, event: dict[str, Any]) -> None:
@@ -128,12 +135,14 @@ def _show_event(progress: Progress, event: dict[str, Any]) -> None:
         progress.start()
     elif kind == "commit":
         progress.advance(event["frames"], event["bytes"])
-    elif kind == "quarantine":
-        progress.note(event, f"quarantined {event['video']}: {event['reason']}")
+    elif kind in {"quarantined", "failed"}:
+        progress.note(event, f"{kind} {event['video']}: {event['reason']}")
     elif kind == "stopping":
-        progress.note(event, "stopping after the shards at hand; Ctrl-C again stops now")
+        progress.note(event, "stopping after the shards at hand; Ctrl-C again stops at once")
     elif kind == "waiting":
-        progress.note(event, f"waiting for {event['tasks']} videos that another job is writing")
+        progress.note(event, f"waiting for {event['videos']} videos that another job is writing")
+    elif kind == "no_workers":
+        progress.note(event, f"waiting for a first worker at {event['scheduler']}")
 
 
 def _plan_figures(plan: ExtractPlan) -> dict[str, Any]:
@@ -161,7 +170,8 @@ def _show_plan(plan: ExtractPlan, config: ExtractConfig, *, as_json: bool) -> No
         return
     layout = plan.layout
     sizes = sorted({layout.frame_bytes(source.request.bucket) for source in plan.sources})
-    a_frame = " to ".join(human_bytes(size) for size in {sizes[0], sizes[-1]}) if sizes else "-"
+    ends = dict.fromkeys(human_bytes(size) for size in sizes[:1] + sizes[-1:])
+    to_write = f"{human_bytes(plan.todo_bytes)} to write as {config.dtype}"
     rate = "not measured; --first 1 measures it"
     if plan.rate:
         seconds = human_seconds(plan.todo_frames / plan.rate)
@@ -176,7 +186,10 @@ def _show_plan(plan: ExtractPlan, config: ExtractConfig, *, as_json: bool) -> No
         ("view", f"{plan.key}  {config.model}  weights={config.weights}{untrained}"),
         ("source", f"{at['videos']:,} videos  {at['frames']:,} frames"),
         ("canvas", "  ".join(at["buckets"][:6]) + ("  ..." if len(at["buckets"]) > 6 else "")),
-        ("size", f"{human_bytes(plan.todo_bytes)} to write as {config.dtype}  ({a_frame} a frame)"),
+        (
+            "size",
+            f"{to_write}  ({' to '.join(ends) or '-'} a frame)",
+        ),
         ("disk", f"{human_bytes(plan.free_bytes)} free  {fits}"),
         ("time", rate),
         ("resume", resume),
@@ -184,7 +197,7 @@ def _show_plan(plan: ExtractPlan, config: ExtractConfig, *, as_json: bool) -> No
     emit_lines(rows)
     for video, reason in at["quarantined"].items():
         print(f"  quarantined {video}: {reason}")
-    print("nothing was written. Remove --plan to start.")
+    print(f"nothing was written to '{plan.cache}'. Remove --plan to start.")
 
 
 def _show_summary(
@@ -201,31 +214,39 @@ def _show_summary(
                 "seconds": round(summary.seconds, 2),
                 "frames_per_s": round(summary.rate, 3),
                 "quarantined": summary.quarantined,
+                "failed": summary.failed,
                 "picture": picture,
             },
         )
         return
-    done = f"{summary.num_frames:,} frames, {human_bytes(summary.size_bytes)}"
     if summary.num_frames:
-        print(f"extracted {done} in {human_seconds(summary.seconds)} ({summary.rate:.3g} frames/s)")
-    else:
+        print(
+            f"extracted {summary.num_frames:,} frames, {human_bytes(summary.size_bytes)} in "
+            f"{human_seconds(summary.seconds)} ({summary.rate:.3g} frames/s) into view {plan.key}"
+        )
+    elif not any(True for _ in plan.todo()):
         print(f"nothing to do: {summary.num_videos:,} videos are complete in view {plan.key}")
+    else:
+        print(f"no frame was extracted into view {plan.key}")
     if picture is not None:
         print(f"picture {picture}")
-    if summary.quarantined:
-        print(f"{len(summary.quarantined)} quarantined:")
-        for video, reason in summary.quarantined.items():
+    for what, videos in (("quarantined", summary.quarantined), ("failed", summary.failed)):
+        if videos:
+            print(f"{len(videos)} {what}:")
+        for video, reason in videos.items():
             print(f"  {video}: {reason}")
 
 
 def _draw_first(plan: ExtractPlan) -> Path | None:
-    """Draws the first video that was extracted, beside the cache."""
+    """Draws the first planned video that is complete, beside the cache."""
     from fcache.store.cache import StoreCache
     from fcache.viz.cached import draw_video
 
     view = StoreCache(plan.cache, plan.key).view()
-    if not view.videos:
-        return None
-    path = plan.cache.with_name(f"{plan.cache.name}.first.png")
-    draw_video(view, view.videos[0], path)
-    return path
+    for planned in plan.sources:
+        if view.state.is_complete(view.state.items[planned.request.item], view.index.feature_array):
+            path = beside(plan.cache, ".first.png")
+            video = view.frames(planned.source.video_id, item=planned.request.item)
+            draw_video(view, video, path)
+            return path
+    return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from fcache.cli.output import Progress, emit_json, emit_lines, emit_table, human_bytes
-from fcache.errors import CacheCorruptError, CacheNotFoundError
+from fcache.errors import CacheCorruptError, CacheNotFoundError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from fcache.store.cache import View
@@ -29,9 +29,14 @@ def ls(
 ) -> None:
     """List the views of a cache, or the videos of its views."""
     from fcache.cache import open_cache
-    from fcache.store.inspect import list_videos, summarise
+    from fcache.store.inspect import VideoState, list_videos, summarise
 
     opened = open_cache(cache)
+    if status is not None and status not in get_args(VideoState):
+        raise ConfigError(
+            f"--status {status} is none of: {', '.join(get_args(VideoState))}"
+            f"{nearest(status, get_args(VideoState))}."
+        )
     if not videos and status is None:
         views = [summarise(view) for view in opened.views]
         if as_json:
@@ -96,14 +101,12 @@ def info(
     if manifest:
         _print_manifest(view, as_json=as_json)
         return
-    from fcache.store.inspect import summarise
+    from fcache.store.inspect import origins, summarise
 
     row = summarise(view)
+    made = {**view.index.attributes["provenance"], "made_by": origins(view)}
     if as_json:
-        emit_json(
-            "info",
-            {"identity": view.identity, **asdict(row), "provenance": view.index.attributes},
-        )
+        emit_json("info", {"identity": view.identity, **asdict(row), "provenance": made})
         return
     emit_lines(_info_lines(view))
     emit_lines(
@@ -114,6 +117,7 @@ def info(
             ),
             ("frames", f"{row.num_frames:,} ({human_bytes(row.size_bytes)})"),
             ("canvases", ", ".join(f"{name}: {count:,}" for name, count in row.canvases.items())),
+            *(("made by", _origin_line(origin)) for origin in made["made_by"]),
         ]
     )
 
@@ -240,3 +244,7 @@ def _info_lines(view: View) -> list[tuple[str, str]]:
         ),
         ("decoded by", ", ".join(f"{kind}: {name}" for kind, name in identity["decoder"].items())),
     ]
+
+
+def _origin_line(origin: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in origin.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -10,12 +11,15 @@ import typer
 from typer.core import TyperGroup
 
 import fcache
-from fcache.cli import data, extract, inspect, probe, recipes
-from fcache.errors import FcacheError, InterruptedJobError
+from fcache.cli import data, demo, extract, inspect, probe, recipes
+from fcache.errors import ConfigError, FcacheError, InterruptedJobError
+
+# typer carries a copy of click of its own; this is the class of every mistake in a command line.
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Commands(TyperGroup):
-    """The group of all commands; typer would turn Ctrl-C into exit code 1."""
+    """The group of all commands; typer would turn Ctrl-C and a closed pipe into other codes."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own types are private
         try:
@@ -24,6 +28,9 @@ class _Commands(TyperGroup):
             raise InterruptedJobError(
                 "interrupted; what is committed is kept. The same command goes on from there."
             ) from None
+        except BrokenPipeError:
+            _forget_stdout()
+            return None
 
 
 app = typer.Typer(
@@ -42,6 +49,7 @@ app.command("verify")(inspect.verify)
 app.command("why")(extract.why)
 app.command("probe")(probe.probe)
 app.command("recipes")(recipes.recipes)
+app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 
 
@@ -68,14 +76,32 @@ _debug = False
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    # Read by OpenMP when torch is imported, here and in the workers. By default a thread that waits
+    # spins: on a machine with other work the network then runs ten times slower (docs/results).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        code = app(standalone_mode=False)
     except FcacheError as error:
-        if _debug:
-            traceback.print_exc()
-        print(f"fcache: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = _complain(str(error), error.exit_code)
+    except _UsageError as error:
+        at = error.ctx.command_path if error.ctx else "fcache"
+        code = _complain(f"{error.format_message()}\nNext: {at} --help", ConfigError.exit_code)
+    except OSError as error:
+        code = _complain(f"{error}.", FcacheError.exit_code)
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe has gone, for example `fcache ls C | head`: nothing is wrong.
-        sys.stderr.close()
-        sys.exit(0)
+        _forget_stdout()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str, code: int) -> int:
+    if _debug:
+        traceback.print_exc()
+    print(f"fcache: {text}", file=sys.stderr)
+    return code
+
+
+def _forget_stdout() -> None:
+    """The reader of a pipe has gone, as in ``fcache ls C | head``: nothing is wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,14 +55,24 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def beside(cache: Path, suffix: str) -> Path:
+    """Returns the path of a picture beside a cache, also where the cache is ``.``."""
+    whole = Path(os.path.abspath(cache))
+    return whole.with_name(f"{whole.name}{suffix}")
+
+
 def _is_number(cell: str) -> bool:
     return cell.replace(",", "").replace(".", "").removeprefix("-").split(" ")[0].isdigit()
+
+
+WINDOW_S = 30.0  # over which the rate is measured
 
 
 class Progress:
     """One line of progress on stderr: a bar on a terminal, JSON lines elsewhere.
 
-    The rate is over the last half minute, so the time left follows what is happening.
+    The rate is over the last half minute, so the time left follows what is happening. Any thread
+    may tell of progress. ``FCACHE_NO_PROGRESS`` leaves only what ``note`` tells.
     """
 
     def __init__(self, command: str, total: int, unit: str = "frames") -> None:
@@ -71,11 +83,13 @@ class Progress:
         self._bytes = 0
         self._marks: list[tuple[float, int, int]] = [(time.monotonic(), 0, 0)]
         self._last_line_s = 0.0
+        self._lock = threading.RLock()  # a signal handler may come in while it is held
+        self._wanted = not os.environ.get("FCACHE_NO_PROGRESS")
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if is_terminal():
+        if self._wanted and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress as Bar, TextColumn
 
@@ -102,24 +116,26 @@ class Progress:
 
     def start(self) -> None:
         """Begins to count time: what came before was start-up."""
-        self._marks = [(time.monotonic(), self._done, self._bytes)]
+        with self._lock:
+            self._marks = [(time.monotonic(), self._done, self._bytes)]
 
     def advance(self, count: int, size_bytes: int = 0) -> None:
         """Adds finished units, and bytes written for them."""
-        now = time.monotonic()
-        self._done += count
-        self._total = max(self._total, self._done)
-        self._bytes += size_bytes
-        self._marks.append((now, self._done, self._bytes))
-        while len(self._marks) > 2 and now - self._marks[0][0] > 30:
-            self._marks.pop(0)
-        if self._bar is not None:
-            self._bar.update(
-                self._task, completed=self._done, total=self._total, detail=self._detail()
-            )
-        elif now - self._last_line_s >= 1.0 or self._done == self._total:
-            self._last_line_s = now
-            self.note({"event": "progress", **self._figures()})
+        with self._lock:
+            now = time.monotonic()
+            self._done += count
+            self._total = max(self._total, self._done)
+            self._bytes += size_bytes
+            self._marks.append((now, self._done, self._bytes))
+            while len(self._marks) > 2 and now - self._marks[1][0] > WINDOW_S:
+                self._marks.pop(0)
+            if self._bar is not None:
+                self._bar.update(
+                    self._task, completed=self._done, total=self._total, detail=self._detail()
+                )
+            elif self._wanted and (now - self._last_line_s >= 1 or self._done == self._total):
+                self._last_line_s = now
+                self._print({"event": "progress", **self._figures()})
 
     def move(self, part: str, done: int, total: int) -> None:
         """Says how far a part of the work is, for work in several parts."""
@@ -128,14 +144,19 @@ class Progress:
             self.start()
         self.advance(done - self._done)
 
-    def note(self, event: Mapping[str, Any], text: str | None = None) -> None:
+    def note(self, event: Mapping[str, Any], text: str) -> None:
         """Tells of something that happened: text on a terminal, the event elsewhere."""
-        if self._bar is not None:
-            if text:
+        with self._lock:
+            if self._bar is not None:
                 self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            line = {"command": self._command, **event}
-            print(json.dumps(line, ensure_ascii=False, default=str), file=sys.stderr, flush=True)
+            elif sys.stderr.isatty():
+                print(text, file=sys.stderr)
+            else:
+                self._print(event)
+
+    def _print(self, event: Mapping[str, Any]) -> None:
+        line = {"command": self._command, **event}
+        print(json.dumps(line, ensure_ascii=False, default=str), file=sys.stderr, flush=True)
 
     def _figures(self) -> dict[str, Any]:
         (first_s, first, first_bytes), (last_s, last, last_bytes) = self._marks[0], self._marks[-1]
@@ -157,8 +178,3 @@ class Progress:
         return (
             f"{at['done']:,}/{at['total']:,} {self._unit}  {at['per_s']:.1f}/s{written}  eta {eta}"
         )
-
-
-def is_terminal() -> bool:
-    """Whether progress goes to a person's terminal."""
-    return sys.stderr.isatty() and not os.environ.get("FCACHE_NO_PROGRESS")

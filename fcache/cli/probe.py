@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fcache.cli.output import Progress, emit_json, emit_table
+from fcache.cli.output import Progress, beside, emit_json, emit_table
 
 
 def probe(
@@ -43,7 +43,9 @@ def probe(
     config = resolve(ProbeConfig, recipe, overrides)
     opened = open_cache(cache)
     view = opened.view()
-    path = picture or opened.path.with_name(f"{opened.path.name}.probe.png")
+    path = picture or beside(opened.path, ".probe.png")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--picture '{path}' lies in no folder; expected one that exists.")
     with Progress("probe", config.steps, "steps") as progress:
         result = run_probe(view, config, progress.move)
     comparisons = [Comparison(p.frame, p.truth, p.prediction, p.name) for p in result.pictures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,8 @@ def recipes(
         if as_json:
             emit_json("recipes.recipe", {"name": name, "recipe": table})
         else:
-            print((shipped("pipelines") / f"{name}.toml").read_text(encoding="utf-8"), end="")
+            path = shipped("pipelines") / f"{name}.toml" if name in recipe_names() else Path(name)
+            print(path.read_text(encoding="utf-8"), end="")
         return
     tables = {one: load_recipe(one) for one in recipe_names()}
     if as_json:

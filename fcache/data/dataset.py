@@ -56,6 +56,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.clip_frames = clip_frames
         names = _names(view, selection)
         splits = sorted({name.split for name in names if name.split})
+        ids = [name.video_id for name in names]
         names = [name for name in names if split in (None, name.split)]
         if split is not None and not names:
             raise ConfigError(
@@ -63,7 +64,6 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 f"{', '.join(splits) or 'none, since no split is known'}."
             )
         videos = [view.frames(name.video_id, item=name.item) for name in names]
-        ids = [video.video_id for video in videos]
         self.labels = (
             labels
             if labels is None or isinstance(labels, LabelReader)
@@ -87,10 +87,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({**state, "view": View(state["view"], OpenFiles())})
 
-    def only(self, wanted: Callable[[str], bool]) -> ClipDataset:
-        """Returns this data set with the videos whose id is wanted."""
+    def only(self, wanted: Callable[[VideoFrames], bool]) -> ClipDataset:
+        """Returns this data set with the wanted videos alone; it may be empty."""
         part = copy.copy(self)
-        part.clips = [clip for clip in self.clips if wanted(clip[0].video_id)]
+        part.clips = [clip for clip in self.clips if wanted(clip[0])]
         return part
 
     def __len__(self) -> int:

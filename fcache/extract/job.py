@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from fcache.config import ExtractConfig
-from fcache.errors import InterruptedJobError
-from fcache.extract.cluster import Executor, open_executor
-from fcache.extract.plan import ExtractPlan, make_tasks
+from fcache.errors import FcacheError, InterruptedJobError, NoSpaceError
+from fcache.extract.cluster import open_executor
+from fcache.extract.executors import Executor
+from fcache.extract.plan import ExtractPlan
 from fcache.extract.producer import ProducerSettings
+from fcache.extract.tasks import ShardTask, make_tasks
 from fcache.extract.worker import TaskResult, WorkerSettings
 from fcache.manifest import Manifest
 from fcache.store.cache import create_root
@@ -27,6 +29,8 @@ from fcache.store.records import Outcome
 
 STALE_TMP_S = 3600.0  # longer than a shard takes anywhere
 WAIT_S = 2.0  # between looks at shards that another job writes
+POLL_S = 0.5  # between looks for a first worker
+MAX_FAILED = 5  # broken-down videos after which a job that has stored nothing gives up
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -36,8 +40,11 @@ class JobSummary:
     """What an extraction did.
 
     Attributes:
+        num_frames: Frames this job committed.
+        size_bytes: Their bytes on disk.
+        seconds: Time from the first worker's being ready on: loading the network is no extraction.
         quarantined: Video id and reason of every video that cannot be used.
-        seconds: Time the workers were at work, start-up excluded.
+        failed: Video id and reason of every video that a worker broke down over.
     """
 
     num_videos: int = 0
@@ -45,6 +52,7 @@ class JobSummary:
     size_bytes: int = 0
     seconds: float = 0.0
     quarantined: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -64,29 +72,59 @@ def run_job(
 
     Every commit is atomic: after a crash, a kill or Ctrl-C the same command goes on.
 
+    Args:
+        plan: What to extract.
+        manifest: What the cache keeps as its origin.
+        config: The settings the plan was made with.
+        scheduler: Where tasks run; see ``open_executor``.
+        report: Told of what happens, from any thread.
+
     Raises:
         NoSpaceError: the disk or the quota does not hold it.
         InterruptedJobError: Ctrl-C; what is committed stays.
         FcacheError: nothing can be extracted as asked.
     """
     plan.check_space(config.max_bytes)
+    index = _prepare(plan, manifest, config)
+    job = _Job(plan, index, config, report)
+    try:
+        if any(True for _ in plan.todo()):
+            with _stoppable(job.settings.stop_file, report):
+                job.work(scheduler)
+    finally:
+        index.fold()
+    return job.summary
+
+
+def _prepare(plan: ExtractPlan, manifest: Manifest, config: ExtractConfig) -> ViewIndex:
+    """Makes the cache and the view where there is none, and gives rows to what has none."""
     create_root(plan.cache)
     made = {"created_s": round(time.time(), 3), "recipe": config.model_dump(mode="json")}
     index = ViewIndex.create(plan.cache, plan.identity, made)
     index.embed(manifest.model_dump(mode="json"), manifest.sha256)
     index.sweep(STALE_TMP_S, time.time())
-    summary = JobSummary(num_videos=len(plan.sources))
     for rejected in plan.rejected:
-        summary.quarantined[rejected.source.video_id] = rejected.reason
-        index.end(
-            Outcome(rejected.item, "quarantined", 0, rejected.reason, rejected.source.video_id)
-        )
+        if not rejected.known:
+            video_id = rejected.source.video_id
+            index.end(Outcome(rejected.item, "quarantined", 0, rejected.reason, video_id))
     index.reserve((s.request for s in plan.sources), (s.name for s in plan.sources))
     for planned in plan.todo():
         index.release(planned.request.item)
-    if any(True for _ in plan.todo()):
-        settings = WorkerSettings(
-            view=index.folder,
+    return index
+
+
+class _Job:
+    """One run over a plan: its summary, its workers' settings, its reports."""
+
+    def __init__(
+        self, plan: ExtractPlan, index: ViewIndex, config: ExtractConfig, report: Report
+    ) -> None:
+        self.summary = JobSummary(
+            num_videos=len(plan.sources),
+            quarantined={one.source.video_id: one.reason for one in plan.rejected},
+        )
+        self.settings = WorkerSettings(
+            view=index.folder.absolute(),
             producer=ProducerSettings(
                 backbone=config.backbone,
                 dtype=config.dtype,
@@ -96,102 +134,126 @@ def run_job(
             ),
             selection=config.selection,
             batch=config.batch,
-            stop_file=index.index / "claims" / f"{socket.gethostname()}.{os.getpid()}.stop",
+            stop_file=(
+                index.index.absolute() / "claims" / f"{socket.gethostname()}.{os.getpid()}.stop"
+            ),
         )
-        with _stoppable(settings.stop_file, report) as stopped:
-            try:
-                _work(plan, index, config, settings, scheduler, report, summary)
-            finally:
-                index.fold()
-        if stopped.is_set():
-            raise InterruptedJobError(
-                f"stopped after {summary.num_frames:,} frames; every committed shard is kept. "
-                "The same command goes on from there."
+        self._plan = plan
+        self._index = index
+        self._config = config
+        self._report = report
+        self._ready_s: float | None = None
+
+    def work(self, scheduler: str) -> None:
+        """Hands out tasks until nothing is missing, waiting for shards that other jobs write.
+
+        Raises:
+            InterruptedJobError, NoSpaceError: it was stopped before that.
+            FcacheError: nothing can be extracted as asked.
+        """
+        config = self._config
+        with open_executor(
+            scheduler, workers=config.workers, device=config.device, retries=config.retries
+        ) as executor:
+            self._await_workers(executor, scheduler)
+            told = 0
+            while tasks := self._tasks(executor.num_workers):
+                busy = 0
+                for result in executor.run(tasks, self.settings, self._hear):
+                    busy += result.status == "busy"
+                    self._note(result)
+                if self._ready_s is not None:
+                    self.summary.seconds = time.monotonic() - self._ready_s
+                if self._is_stopped() or not busy:
+                    break
+                if busy != told:
+                    self._report({"event": "waiting", "videos": busy})
+                told = busy
+                time.sleep(WAIT_S)
+        if self._is_stopped() and self._tasks(1):
+            self._raise_stopped()
+
+    def _tasks(self, num_workers: int) -> list[ShardTask]:
+        """What is missing at this moment, less what has shown to be impossible."""
+        state = self._index.load()
+        ended_badly = {
+            item for item, outcome in state.outcomes.items() if outcome.status == "quarantined"
+        }
+        return [
+            task
+            for task in make_tasks(self._plan, state, max(1, num_workers))
+            if task.item.item not in ended_badly and task.source.video_id not in self.summary.failed
+        ]
+
+    def _await_workers(self, executor: Executor, scheduler: str) -> None:
+        if not executor.num_workers:
+            self._report({"event": "no_workers", "scheduler": scheduler})
+            while not executor.num_workers and not self._is_stopped():
+                time.sleep(POLL_S)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        """Passes on what workers tell."""
+        if event["event"] == "commit":
+            self._commit(event)
+        elif self._ready_s is None:
+            self._ready_s = time.monotonic()
+            self._report({"event": "start"})
+
+    def _commit(self, event: dict[str, Any]) -> None:
+        """Counts a commit; stops where the quota is reached: a container may promise too little."""
+        self.summary.num_frames += event["frames"]
+        self.summary.size_bytes += event["bytes"]
+        quota = self._config.max_bytes
+        if quota is not None and self._plan.cached_bytes + self.summary.size_bytes > quota:
+            self.settings.stop_file.touch()
+        self._report(event)
+
+    def _note(self, result: TaskResult) -> None:
+        summary = self.summary
+        if result.status not in {"quarantined", "failed"}:
+            return
+        named = summary.quarantined if result.status == "quarantined" else summary.failed
+        named[result.video_id] = result.reason
+        self._report({"event": result.status, "video": result.video_id, "reason": result.reason})
+        if len(summary.failed) >= MAX_FAILED and not summary.num_frames:
+            raise FcacheError(
+                f"{MAX_FAILED} videos failed and none worked, the last by {result.reason}; "
+                "--scheduler inline shows where.",
             )
-    return summary
 
+    def _is_stopped(self) -> bool:
+        return self.settings.stop_file.exists()
 
-def _work(
-    plan: ExtractPlan,
-    index: ViewIndex,
-    config: ExtractConfig,
-    settings: WorkerSettings,
-    scheduler: str,
-    report: Report,
-    summary: JobSummary,
-) -> None:
-    """Hands out tasks until nothing is missing, waiting for shards that other jobs write."""
-
-    def commit(event: dict[str, Any]) -> None:
-        summary.num_frames += event["frames"]
-        summary.size_bytes += event["bytes"]
-        report(event)
-
-    workers = config.workers
-    with open_executor(
-        scheduler, workers=workers, device=config.device, retries=config.retries
-    ) as executor:
-        settings = replace(settings, threads=_threads(executor, config, scheduler))
-        report({"event": "start", "workers": executor.num_workers})
-        started = time.monotonic()
-        while True:
-            state = index.load()
-            fresh = replace(plan, generation=index.generation())
-            tasks = [
-                task
-                for task in make_tasks(fresh, state.items, state)
-                if task.item.item not in _ended_badly(state.outcomes)
-            ]
-            busy = 0
-            for result in executor.run(tasks, settings, commit):
-                busy += result.status == "busy"
-                _note(result, summary, report)
-            summary.seconds = time.monotonic() - started
-            if not busy or settings.stop_file.exists():
-                return
-            report({"event": "waiting", "tasks": busy})
-            time.sleep(WAIT_S)
-
-
-def _note(result: TaskResult, summary: JobSummary, report: Report) -> None:
-    if result.status == "quarantined":
-        summary.quarantined[result.video_id] = result.reason
-        report({"event": "quarantine", "video": result.video_id, "reason": result.reason})
-    elif result.status == "done":
-        report({"event": "task", "video": result.video_id})
-
-
-def _ended_badly(outcomes: dict[str, Outcome]) -> set[str]:
-    return {item for item, outcome in outcomes.items() if outcome.status == "quarantined"}
-
-
-def _threads(executor: Executor, config: ExtractConfig, scheduler: str) -> int:
-    """CPU threads of a worker's network: the cores shared out, where they are all ours."""
-    if scheduler != "local" or config.workers < 2:
-        return 0
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // executor.num_workers)
+    def _raise_stopped(self) -> None:
+        quota = self._config.max_bytes
+        if quota is not None and self._plan.cached_bytes + self.summary.size_bytes > quota:
+            raise NoSpaceError(
+                f"stopped at max_bytes={quota}: the sources hold more frames than they said. "
+                "Every committed shard is kept; raise max_bytes= and run the same command."
+            )
+        raise InterruptedJobError(
+            f"stopped after {self.summary.num_frames:,} frames; every committed shard is kept. "
+            "The same command goes on from there."
+        )
 
 
 @contextmanager
-def _stoppable(stop_file: Path, report: Report) -> Iterator[threading.Event]:
+def _stoppable(stop_file: Path, report: Report) -> Iterator[None]:
     """Ctrl-C once: workers finish the shard at hand. Twice: at once. Nothing committed is lost."""
-    stopped = threading.Event()
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
+        if stop_file.exists():
             raise KeyboardInterrupt
-        stopped.set()
-        stop_file.parent.mkdir(parents=True, exist_ok=True)
         stop_file.touch()
         report({"event": "stopping"})
 
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)  # a killed job of the same process id may have left it
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
     try:
-        yield stopped
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if in_main:
+            signal.signal(signal.SIGINT, before)
         stop_file.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fcache.config import Selection
 from fcache.errors import SourceError
-from fcache.extract.plan import ShardTask
+from fcache.extract.tasks import ShardTask
 from fcache.sources.decode import Frame, decode
 from fcache.sources.geometry import Placement, draw
 from fcache.store.layout import SHARD_ROWS

@@ -69,9 +69,7 @@ class BackboneProducer:
         WeightsError: the weights here are not the ones the plan was made with.
     """
 
-    def __init__(self, settings: ProducerSettings, threads: int = 0) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+    def __init__(self, settings: ProducerSettings) -> None:
         self._device = choose_device(settings.device)
         self._dtype = TORCH_DTYPES[settings.dtype]
         self._backbone: Backbone = load(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fcache.backbones.build import describe, weights_hash
-from fcache.config import ExtractConfig, load_recipe, resolve, split_overrides
+from fcache.config import ExtractConfig, layered, load_recipe, resolve, split_overrides
 from fcache.errors import CacheError, ConfigError
 from fcache.extract.identity import view_identity
-from fcache.extract.plan import ExtractPlan, KnownSource, make_plan
-from fcache.manifest import Manifest, Video, load_manifest
-from fcache.sources.listing import Source, from_manifest, list_sources
+from fcache.extract.plan import ExtractPlan, KnownSource
+from fcache.extract.survey import make_plan
+from fcache.manifest import Manifest, Video, load_manifest, manifest_names
+from fcache.sources.listing import Source, scan, scan_manifest
 from fcache.store.index import ViewIndex
 
 # Settings that only change what the weights' hash is, not what else the identity says.
@@ -22,20 +23,26 @@ WEIGHTS_KEYS = {"model", "weights", "blocks"}
 
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
-    """What is to be extracted, how, and out of which manifest."""
+    """What is to be extracted, how, and out of which manifest.
+
+    Attributes:
+        notes: Path and reason of what was passed over in the folders given.
+    """
 
     config: ExtractConfig
     manifest: Manifest
     sources: tuple[KnownSource, ...]
     identity: Mapping[str, Any]
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def read_request(words: Sequence[str]) -> ExtractRequest:
     """Reads sources and ``key=value`` settings.
 
     Besides the settings of ``ExtractConfig``: ``recipe=NAME|PATH``, ``manifest=NAME|PATH`` and
-    ``root=DIR``. A word that ends in ``.toml`` is a manifest. Where several say the same, the
-    command line stands over the manifest's sampling, and that over the recipe.
+    ``root=DIR``. A single word that ends in ``.toml``, or that only a shipped manifest is called,
+    is a manifest. Where several say the same, the command line stands over the manifest's
+    sampling, and that over the recipe.
 
     Raises:
         ConfigError: something named does not exist, or settings are wrong.
@@ -44,27 +51,48 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
     plain, overrides = split_overrides(words)
     recipe = load_recipe(overrides.pop("recipe", "") or "extract")
     name, root = overrides.pop("manifest", ""), overrides.pop("root", "")
-    if not name and len(plain) == 1 and plain[0].endswith(".toml"):
+    if not name and len(plain) == 1 and _is_manifest(plain[0]):
         name = plain.pop()
     if name and plain:
-        raise ConfigError(f"manifest={name} says what goes in; '{plain[0]}' cannot be added to it.")
+        raise ConfigError(f"manifest={name} says what goes in; '{plain[0]}' cannot join it.")
+    if root and not name:
+        raise ConfigError(
+            f"root={root} is where a manifest's paths count from; give manifest= too."
+        )
     manifest = load_manifest(name, Path(root) if root else None) if name else None
-    sampling = {key: str(value) for key, value in manifest.sampling.items()} if manifest else {}
-    config = resolve(ExtractConfig, recipe, {**sampling, **overrides})
-    sources = _from_manifest(manifest) if manifest else [*map(KnownSource, list_sources(plain))]
-    if config.split is not None:
-        sources = [known for known in sources if known.source.split == config.split]
+    if manifest:
+        recipe = layered(ExtractConfig, recipe, manifest.sampling)
+    config = _with_absolute_weights(resolve(ExtractConfig, recipe, overrides))
+    listing = scan_manifest(manifest) if manifest else scan(plain)
+    manifest = manifest or Manifest(name=Path(plain[0]).name or "videos")
+    known = {video.id: video for video in manifest.videos}
+    sources = [
+        _known(source, known.get(source.video_id))
+        for source in listing.sources
+        if config.split in (None, source.split)
+    ]
     if not sources:
-        what = f"split={config.split} of {name or plain}"
-        raise ConfigError(f"{what} holds no video; nothing would be extracted.")
+        splits = sorted({source.split for source in listing.sources if source.split})
+        raise ConfigError(
+            f"split={config.split} of {name or plain} holds no video; expected one of: "
+            f"{', '.join(splits) or 'none, since no split is known'}."
+        )
     description = describe(config.backbone)
     sha256, _ = weights_hash(config.backbone)
-    return ExtractRequest(
-        config=config,
-        manifest=manifest or Manifest(name=Path(plain[0]).name or "videos"),
-        sources=tuple(sources),
-        identity=view_identity(config, description, sha256),
-    )
+    identity = view_identity(config, description, sha256)
+    return ExtractRequest(config, manifest, tuple(sources), identity, tuple(listing.notes))
+
+
+def _is_manifest(word: str) -> bool:
+    return word.endswith(".toml") or (word in manifest_names() and not Path(word).exists())
+
+
+def _with_absolute_weights(config: ExtractConfig) -> ExtractConfig:
+    """Workers may run in another folder, and the view remembers its recipe."""
+    path = Path(config.weights)
+    if path.suffix and path.is_file():
+        return config.model_copy(update={"weights": str(path.absolute())})
+    return config
 
 
 def plan_request(
@@ -80,18 +108,16 @@ def plan_request(
     Args:
         first: Only the first so many readable videos.
     """
-    sources = request.sources
     plan = make_plan(
         cache,
         request.identity,
-        sources,
+        request.sources,
         request.config,
         retry_failed=retry_failed,
+        first=first,
         progress=progress,
     )
-    if first is not None:
-        plan = replace(plan, sources=plan.sources[:first], rejected=())
-    return plan, _completed(request.manifest, plan)
+    return plan, _completed(request, plan)
 
 
 def changed_identity(index: ViewIndex, words: Sequence[str]) -> dict[str, Any]:
@@ -114,31 +140,39 @@ def changed_identity(index: ViewIndex, words: Sequence[str]) -> dict[str, Any]:
     return view_identity(config, describe(config.backbone), sha256)
 
 
-def _from_manifest(manifest: Manifest) -> list[KnownSource]:
-    sources = from_manifest(manifest)
-    known = {video.id: video for video in manifest.videos}
-    return [_known(source, known.get(source.video_id)) for source in sources]
-
-
 def _known(source: Source, video: Video | None) -> KnownSource:
     if video is None:
         return KnownSource(source)
     return KnownSource(source, video.sha256, video.num_frames, video.height, video.width)
 
 
-def _completed(manifest: Manifest, plan: ExtractPlan) -> Manifest:
-    """The manifest with every planned video in it."""
-    videos = [
-        Video(
-            id=planned.source.video_id,
-            path=str(planned.source.path),
-            kind=planned.source.kind,
-            sha256=planned.sha256,
-            split=planned.source.split,
-            num_frames=planned.request.expected_frames,
-            height=int(planned.request.placement["source_h"]),
-            width=int(planned.request.placement["source_w"]),
-        )
-        for planned in plan.sources
-    ]
-    return manifest.model_copy(update={"videos": tuple(videos)})
+def _completed(request: ExtractRequest, plan: ExtractPlan) -> Manifest:
+    """The request's manifest with every video that was looked at, those in quarantine too."""
+    known = {one.source.video_id: one for one in request.sources}
+    videos = [_video(one.source, one.sha256, known[one.source.video_id]) for one in plan.rejected]
+    for planned in plan.sources:
+        at, source = planned.request, planned.source
+        sizes = {
+            "height": int(at.placement["source_h"]),
+            "width": int(at.placement["source_w"]),
+        }
+        if not at.selection:  # else it counts the selected frames, not what the container says
+            sizes["num_frames"] = at.expected_frames
+        video = _video(source, planned.sha256, known[source.video_id])
+        videos.append(video.model_copy(update=sizes))
+    order = {video_id: place for place, video_id in enumerate(known)}
+    videos.sort(key=lambda video: order[video.id])
+    return request.manifest.model_copy(update={"videos": tuple(videos)})
+
+
+def _video(source: Source, sha256: str | None, known: KnownSource) -> Video:
+    return Video(
+        id=source.video_id,
+        path=str(source.path),
+        kind=source.kind,
+        sha256=sha256,
+        split=source.split,
+        num_frames=known.num_frames,
+        height=known.height,
+        width=known.width,
+    )

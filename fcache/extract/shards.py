@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from fcache.extract.plan import ShardTask
 from fcache.extract.prefetch import Drawn
 from fcache.extract.producer import Produced
+from fcache.extract.tasks import ShardTask
 from fcache.store.claims import Claims
 from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
@@ -53,6 +53,7 @@ class ShardSequence:
         self._group: RowGroup | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fcache-write")
         self._pending: list[Future[None]] = []
+        self._broken = False
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +97,7 @@ class ShardSequence:
             FeatureError, NoSpaceError: an earlier batch could not be written.
         """
         assert self._group is not None
-        self._submit(_write, self._group, self._item.item, self._rows(batch), batch, produced)
+        self._submit(self._write, self._group, self._rows(batch), batch, produced)
 
     def finish(self, num_frames: int | None) -> None:
         """Commits the last shard and, where the source's end was seen, the item's length."""
@@ -117,7 +118,22 @@ class ShardSequence:
             self._submit(self._publish, self._group, ended)
             self._group = None
 
+    def _write(
+        self, group: RowGroup, rows: list[int], batch: list[Drawn], produced: Produced
+    ) -> None:
+        try:
+            for place, (row, drawn) in enumerate(zip(rows, batch, strict=True)):
+                stages = [stage[place] for stage in produced.stages]
+                record = _record(self._item.item, row, drawn)
+                group.put(record, stages, drawn.canvas, produced.largest[place])
+        except BaseException:
+            self._broken = True
+            raise
+
     def _publish(self, group: RowGroup, ended: Mapping[str, int]) -> None:
+        if self._broken:  # the shard lacks frames, which ``put`` or ``finish`` will tell
+            group.discard()
+            return
         try:
             about = {**self._provenance, "num_frames": group.num_frames}
             part = group.commit(ended, about)
@@ -145,17 +161,12 @@ class ShardSequence:
             self._pending.pop(0).result()
 
 
-def _write(
-    group: RowGroup, item: str, rows: list[int], batch: list[Drawn], produced: Produced
-) -> None:
-    for place, (row, drawn) in enumerate(zip(rows, batch, strict=True)):
-        frame = FrameRecord(
-            row=row,
-            item=item,
-            index=drawn.index,
-            frame_name=drawn.frame.name,
-            source_index=drawn.frame.source_index,
-            pts_us=drawn.frame.pts_us,
-        )
-        stages = [stage[place] for stage in produced.stages]
-        group.put(frame, stages, drawn.canvas, produced.largest[place])
+def _record(item: str, row: int, drawn: Drawn) -> FrameRecord:
+    return FrameRecord(
+        row=row,
+        item=item,
+        index=drawn.index,
+        frame_name=drawn.frame.name,
+        source_index=drawn.frame.source_index,
+        pts_us=drawn.frame.pts_us,
+    )

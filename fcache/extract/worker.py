@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ import numpy as np
 
 from fcache.config import Selection
 from fcache.errors import FeatureError, SourceError
-from fcache.extract.plan import ShardTask
 from fcache.extract.prefetch import Prefetch
 from fcache.extract.producer import BackboneProducer, Producer, ProducerSettings
 from fcache.extract.shards import Report, ShardSequence
+from fcache.extract.tasks import ShardTask
 from fcache.sources.content import HashMemo, content_hash
 from fcache.sources.geometry import Placement
 from fcache.store.claims import Claims
@@ -32,7 +32,7 @@ from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import Item, Outcome
 
-Status = Literal["done", "quarantined", "busy", "stopped"]
+Status = Literal["done", "quarantined", "busy", "stopped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,6 @@ class WorkerSettings:
         view: The view's folder.
         batch: Frames computed together; divides the rows of a shard.
         stop_file: While it exists, no new shard is begun.
-        threads: CPU threads for the network; 0 leaves the library's default.
     """
 
     view: Path
@@ -51,7 +50,6 @@ class WorkerSettings:
     selection: Selection
     batch: int
     stop_file: Path
-    threads: int = 0
 
 
 @dataclass(slots=True)
@@ -59,29 +57,26 @@ class TaskResult:
     """How a task ended; all that goes back to the job.
 
     Attributes:
-        status: ``busy`` if another live job holds one of the shards, ``stopped`` if the job asked.
-        reason: Why the video is in quarantine.
-        num_frames: Frames computed.
-        compute_s: Seconds the network took for them.
+        status: ``busy`` if another live job holds one of the shards, ``stopped`` if the job asked,
+            ``failed`` if the worker broke down over it.
+        reason: Why the video is in quarantine, or failed.
     """
 
     video_id: str
     item: str
     status: Status = "done"
     reason: str = ""
-    num_frames: int = 0
-    compute_s: float = 0.0
 
 
 _producers: dict[ProducerSettings, Producer] = {}
 _one_task = threading.Lock()  # a worker with several threads still has one device
 
 
-def producer_of(settings: ProducerSettings, threads: int) -> Producer:
+def producer_of(settings: ProducerSettings) -> Producer:
     """Returns this process's producer, building it at first use."""
     if settings not in _producers:
         _producers.clear()  # the one before would only hold memory
-        _producers[settings] = BackboneProducer(settings, threads)
+        _producers[settings] = BackboneProducer(settings)
     return _producers[settings]
 
 
@@ -94,7 +89,7 @@ def run_task(task: ShardTask, settings: WorkerSettings, report: Report) -> TaskR
     Args:
         task: Which shards of which source.
         settings: The job's.
-        report: Told of every commit.
+        report: Told when the network is ready, and of every commit.
 
     Raises:
         NoSpaceError: the disk is full; committed shards stay.
@@ -102,10 +97,10 @@ def run_task(task: ShardTask, settings: WorkerSettings, report: Report) -> TaskR
     """
     result = TaskResult(task.source.video_id, task.item.item)
     with _one_task:
-        index = ViewIndex(settings.view)
         if settings.stop_file.exists():
             result.status = "stopped"
             return result
+        index = ViewIndex(settings.view)
         try:
             _check_content(task)
             _compute(task, settings, index, result, report)
@@ -125,7 +120,8 @@ def _compute(
     report: Report,
 ) -> None:
     """Moves frames from the decoder through the network to the shards, a batch at a time."""
-    producer = producer_of(settings.producer, settings.threads)
+    producer = producer_of(settings.producer)
+    report({"event": "ready"})
     placement = _placement(task.item)
     valid = (placement.crop_h, placement.crop_w)
     provenance = {**_here(), **producer.provenance, "batch": settings.batch}
@@ -143,12 +139,8 @@ def _compute(
             if wanted != "mine":
                 result.status = "busy" if wanted == "theirs" else result.status
                 continue
-            started = time.perf_counter()
             canvases = np.stack([drawn.canvas for drawn in batch])
-            produced = producer.produce(canvases, [valid] * len(batch))
-            result.compute_s += time.perf_counter() - started
-            result.num_frames += len(batch)
-            shards.put(batch, produced)
+            shards.put(batch, producer.produce(canvases, [valid] * len(batch)))
         shards.finish(frames.num_frames)
 
 
@@ -158,14 +150,19 @@ def _check_content(task: ShardTask) -> None:
     Raises:
         SourceError: the content differs, or cannot be read.
     """
-    memo = HashMemo()
-    found = content_hash(task.source.path, task.source.kind, memo)
-    memo.save()
+    found = content_hash(task.source.path, task.source.kind, _memo())
+    _memo().save()
     if found != task.sha256:
         raise SourceError(
             f"'{task.source.path}' has changed: its content hashes to {found[:12]}, expected "
             f"{task.sha256[:12]}. Make a new manifest, or restore the file."
         )
+
+
+@cache
+def _memo() -> HashMemo:
+    """This process's memory of hashes; its file can be large, so it is read once."""
+    return HashMemo()
 
 
 def _placement(item: Item) -> Placement:

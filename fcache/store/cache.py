@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fcache.errors import CacheError, CacheNotFoundError, nearest
+from fcache.store.clip import Clip as Clip, check_blocks, plan_cuts
 from fcache.store.fallback import ZarrReader, is_plain
-from fcache.store.files import read_attributes, sealed, write_whole
+from fcache.store.frames import Catalogue, VideoFrames as VideoFrames
 from fcache.store.index import ViewIndex, ViewState
-from fcache.store.layout import LAYOUT_VERSION, ArraySpec, Bucket, group_json
-from fcache.store.reader import ArrayReader, OpenFiles, VerifyPolicy, Window
-from fcache.store.records import Item
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFrames:
-    """The stored frames of one video, in order.
-
-    Attributes:
-        video_id: As the manifest calls it.
-        item: The item that holds it: content and selection.
-        rows: Row of each frame in its bucket's arrays.
-        names: Frame names, which labels join by.
-        source_index: Position of each frame in the source.
-        pts_us: Time of each frame from the source's first, microseconds; None for image files.
-    """
-
-    video_id: str
-    split: str | None
-    item: Item
-    rows: tuple[int, ...]
-    names: tuple[str, ...]
-    source_index: tuple[int, ...]
-    pts_us: tuple[int | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def valid(self) -> tuple[int, int]:
-        """Height and width of the canvas that the frame covers, pixels; the rest is padding."""
-        return int(self.item.placement["crop_h"]), int(self.item.placement["crop_w"])
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Frames read together. Pass one as ``out=`` to read the next clip into the same memory.
-
-    Attributes:
-        stages: Per wanted stage ``[T, h, w, C]``; bfloat16 comes as its bits in uint16.
-        pixels: ``[T, H, W, 3]`` uint8 canvas, zero outside ``valid``; None if not asked for.
-        valid: Height and width of the canvas that the frame covers, pixels.
-        logical_dtype: What the values of ``stages`` mean.
-    """
-
-    stages: tuple[npt.NDArray[np.generic], ...]
-    pixels: npt.NDArray[np.uint8] | None
-    valid: tuple[int, int]
-    logical_dtype: str
-    blocks: tuple[npt.NDArray[np.generic], ...]
+from fcache.store.layout import ArraySpec, Bucket
+from fcache.store.reader import ArrayReader, OpenFiles, VerifyPolicy
+from fcache.store.root import check_root, create_root as create_root, split_key as split_key
 
 
 class View:
@@ -76,6 +27,7 @@ class View:
         self.index = ViewIndex(folder)
         self.key = folder.name
         self._files = files
+        self._catalogue: Catalogue | None = None
         self._readers: dict[tuple[str, str], ArrayReader | ZarrReader] = {}
 
     @property
@@ -83,37 +35,22 @@ class View:
         """Everything that decides the values, as it entered the key."""
         return self.index.identity
 
-    @cached_property
+    @property
     def state(self) -> ViewState:
         """The bookkeeping as it was when first asked for."""
-        return self.index.load()
+        return self._videos.state
 
-    @cached_property
-    def _by_video(self) -> dict[str, list[tuple[Item, str | None]]]:
-        found: dict[str, list[tuple[Item, str | None]]] = {}
-        for name in self.state.names:
-            item = self.state.items[name.item]
-            if self.state.is_complete(item, self.index.feature_array):
-                found.setdefault(name.video_id, []).append((item, name.split))
-        return found
+    @property
+    def _videos(self) -> Catalogue:
+        # Without a lock: two threads may both load it, and a fork copies no lock that is held.
+        if self._catalogue is None:
+            self._catalogue = Catalogue(self.index.load(), self.index.feature_array)
+        return self._catalogue
 
     @property
     def videos(self) -> list[str]:
         """Ids of the videos that can be read whole, in the order they came."""
-        return list(self._by_video)
-
-    @cached_property
-    def _frames_by_item(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Where each item's frames lie in the frames table, in order."""
-        table = self.state.tables.frames
-        if not len(table):
-            return {}
-        items = table["item"].combine_chunks().dictionary_encode()
-        codes = np.asarray(items.indices)
-        order = np.lexsort((np.asarray(table["index"]), codes))
-        ends = np.searchsorted(codes[order], np.arange(len(items.dictionary) + 1))
-        names = items.dictionary.to_pylist()
-        return {name: order[ends[i] : ends[i + 1]] for i, name in enumerate(names)}
+        return self._videos.videos
 
     def frames(self, video: str, *, item: str | None = None) -> VideoFrames:
         """Returns the stored frames of a video.
@@ -124,31 +61,28 @@ class View:
 
         Raises:
             CacheNotFoundError: no complete video of that id.
-            CacheError: several selections of it, and none chosen.
+            CacheError: several contents or selections of it, and none chosen.
         """
-        entries = self._by_video.get(video, [])
-        entries = [entry for entry in entries if item is None or entry[0].item.startswith(item)]
+        entries = [
+            (held, split)
+            for held, split in self._videos.items(video)
+            if item is None or held.item.startswith(item)
+        ]
         if not entries:
             raise CacheNotFoundError(
                 f"view {self.key} holds no complete video '{video}'{nearest(video, self.videos)}.",
                 run=f"fcache ls '{self.folder.parent}'",
             )
-        if len({entry[0].item for entry in entries}) > 1:
-            choices = "; ".join(f"{entry.item}: {dict(entry.selection)}" for entry, _ in entries)
-            raise CacheError(
-                f"video '{video}' is cached under several selections; pass item=: {choices}."
+        if len(entries) > 1:
+            choices = "; ".join(
+                f"{held.item}: content {held.content[:12]}, selection {dict(held.selection)}"
+                for held, _ in entries
             )
-        chosen, split = entries[0]
-        rows = self.state.tables.frames.take(self._frames_by_item[chosen.item]).to_pydict()
-        return VideoFrames(
-            video_id=video,
-            split=split,
-            item=chosen,
-            rows=tuple(rows["row"]),
-            names=tuple(rows["frame_name"]),
-            source_index=tuple(rows["source_index"]),
-            pts_us=tuple(rows["pts_us"]),
-        )
+            raise CacheError(
+                f"video '{video}' is cached {len(entries)} times; expected item= to say which: "
+                f"{choices}."
+            )
+        return self._videos.frames(video, *entries[0])
 
     def read(
         self,
@@ -180,46 +114,18 @@ class View:
             IndexError, ValueError: frames, stages, window or ``out`` do not fit.
         """
         held = self.frames(video) if isinstance(video, str) else video
-        rows = [held.rows[frame] for frame in (range(len(held)) if frames is None else frames)]
+        rows = _rows(held, frames)
         wanted = tuple(range(self.index.layout.num_stages) if stages is None else stages)
-        bucket = held.item.bucket
-        parts = self._plan(bucket, wanted, window, pixels)
+        cuts = plan_cuts(self.index.layout, held.item.bucket, wanted, window, pixels)
         if out is None:
-            blocks = tuple(_allocate(len(rows), spec, pos, cut) for spec, pos, cut in parts)
+            blocks = tuple(cut.allocate(len(rows)) for cut in cuts)
         else:
             blocks = out.blocks
-            _check_out(blocks, len(rows), parts)
-        for (spec, positions, cut), block in zip(parts, blocks, strict=True):
-            reader = self._reader(bucket, spec)
-            reader.read(self.state.shards, rows, positions, block, verify, cut)
+            check_blocks(blocks, len(rows), cuts)
+        for cut, block in zip(cuts, blocks, strict=True):
+            reader = self._reader(held.item.bucket, cut.spec)
+            reader.read(self.state.shards, rows, cut.positions, block, verify, cut.window)
         return self._clip(blocks, len(wanted), held.valid, pixels)
-
-    def _plan(
-        self,
-        bucket: Bucket,
-        stages: tuple[int, ...],
-        window: tuple[int, int, int, int] | None,
-        pixels: bool,
-    ) -> list[tuple[ArraySpec, tuple[int, ...], Window | None]]:
-        """Which arrays are read, which chunks of a row, and which part of each chunk."""
-        layout = self.index.layout
-        if not stages or not set(stages) <= set(range(layout.num_stages)):
-            raise ValueError(f"stages={stages}: expected some of 0..{layout.num_stages - 1}")
-        specs = {spec.name: spec for spec in layout.arrays(bucket)}
-        coarsest = layout.strides[-1]
-        if window is not None:
-            _check_window(window, layout.grid(bucket, layout.num_stages - 1))
-
-        def cut(stride: int) -> Window | None:
-            if window is None:
-                return None
-            return Window(*(side * coarsest // stride for side in window))
-
-        if layout.plain:
-            features = [(specs["tokens"], stages, cut(coarsest))]
-        else:
-            features = [(specs[f"stage{s}"], (0,), cut(layout.strides[s])) for s in stages]
-        return [*features, (specs["pixels"], (0,), cut(1))] if pixels else features
 
     def _reader(self, bucket: Bucket, spec: ArraySpec) -> ArrayReader | ZarrReader:
         key = (bucket.name, spec.name)
@@ -253,7 +159,7 @@ class StoreCache:
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self.path = path
-        _check_root(path)
+        check_root(path)
         self._files = OpenFiles()
         self.views = tuple(
             View(folder, self._files)
@@ -296,83 +202,13 @@ class StoreCache:
         return self.view().read(video, frames, **options)
 
 
-def split_key(path: str) -> tuple[Path, str]:
-    """Divides ``PATH@KEYPREFIX``; an existing path may hold an ``@`` of its own."""
-    whole = Path(path)
-    if whole.exists() or "@" not in whole.name:
-        return whole, ""
-    before, _, prefix = path.rpartition("@")
-    return Path(before), prefix
-
-
-def create_root(path: Path) -> None:
-    """Makes an empty cache where there is none.
-
-    Raises:
-        CacheError: the path holds something else, or cannot be written.
-    """
-    if (path / "zarr.json").exists():
-        _check_root(path)
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CacheError(
-            f"'{path}' holds other files and is no cache; expected an empty or a new folder."
+def _rows(held: VideoFrames, frames: Iterable[int] | None) -> list[int]:
+    if frames is None:
+        return list(held.rows)
+    wanted = list(frames)
+    outside = [frame for frame in wanted if not 0 <= frame < len(held)]
+    if outside:
+        raise IndexError(
+            f"frame {outside[0]} of video '{held.video_id}': expected 0..{len(held) - 1}"
         )
-    write_whole(path / "zarr.json", group_json({"fcache": sealed({"cache": LAYOUT_VERSION})}))
-
-
-def _check_root(path: Path) -> None:
-    """Checks that a path is a cache this version can read.
-
-    Raises:
-        CacheNotFoundError: it is not there, or no cache.
-        CacheError: it is of a newer layout.
-    """
-    marker = path / "zarr.json"
-    if not path.is_dir():
-        raise CacheNotFoundError(f"'{path}' does not exist; expected the folder of a cache.")
-    try:
-        content = read_attributes(marker)
-    except FileNotFoundError:
-        raise CacheNotFoundError(
-            f"'{path}' is no cache: it has no zarr.json of fcache's. A cache is what "
-            "'fcache extract SRC --cache PATH' makes."
-        ) from None
-    if content["cache"] > LAYOUT_VERSION:
-        raise CacheError(
-            f"'{path}' has layout {content['cache']}; this fcache reads up to {LAYOUT_VERSION}. "
-            "Update fcache."
-        )
-
-
-def _check_window(window: tuple[int, int, int, int], grid: tuple[int, int]) -> None:
-    y, x, height, width = window
-    inside = min(y, x) >= 0 and y + height <= grid[0] and x + width <= grid[1]
-    if not inside or height < 1 or width < 1:
-        raise ValueError(
-            f"window={window} (y, x, height, width) leaves the token grid of {grid[0]} x {grid[1]}"
-        )
-
-
-def _shape(
-    num_frames: int, spec: ArraySpec, positions: tuple[int, ...], cut: Window | None
-) -> tuple[int, ...]:
-    sides = spec.chunk_shape[:2] if cut is None else (cut.height, cut.width)
-    return (num_frames, len(positions), *sides, spec.chunk_shape[2])
-
-
-def _allocate(
-    num_frames: int, spec: ArraySpec, positions: tuple[int, ...], cut: Window | None
-) -> npt.NDArray[np.generic]:
-    return np.empty(_shape(num_frames, spec, positions, cut), spec.dtype)
-
-
-def _check_out(
-    blocks: tuple[npt.NDArray[np.generic], ...],
-    num_frames: int,
-    parts: list[tuple[ArraySpec, tuple[int, ...], Window | None]],
-) -> None:
-    expected = [(_shape(num_frames, *part), part[0].dtype) for part in parts]
-    got = [(block.shape, str(block.dtype)) for block in blocks]
-    if got != expected:
-        raise ValueError(f"out= holds {got}, this read fills {expected}")
+    return [held.rows[frame] for frame in wanted]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
-from collections.abc import Mapping
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import locked, seal, unseal, write_whole
+from fcache.store.files import locked, seal, space_checked, unseal, write_whole
 
 BEAT_S = 10.0
 STALE_S = 120.0
@@ -29,6 +28,7 @@ class Claims:
     def __init__(self, index: Path) -> None:
         self._folder = index / "claims"
         self._lock = index / "lock"
+        self._record = {**_process(), "writer": uuid.uuid4().hex}
         self._held: set[Path] = set()
         self._guard = threading.Lock()
         self._closed = threading.Event()
@@ -53,9 +53,9 @@ class Claims:
         """Claims a shard; False if a live writer holds it."""
         path = self._path(bucket, shard)
         with locked(self._lock):
-            if path not in self._held and self._is_live(path):
+            if not self._is_mine(path) and is_live(path, _filesystem_now(self._folder)):
                 return False
-            write_whole(path, seal(_process()))
+            write_whole(path, seal(self._record))
         with self._guard:
             self._held.add(path)
         return True
@@ -70,51 +70,74 @@ class Claims:
     def _drop(self, path: Path) -> None:
         with self._guard:
             self._held.discard(path)
-        path.unlink(missing_ok=True)
+        with locked(self._lock):
+            if self._is_mine(path):  # a writer that slept too long has lost its claim
+                path.unlink(missing_ok=True)
+
+    def _is_mine(self, path: Path) -> bool:
+        holder = _holder(path)
+        return holder is not None and bool(holder["writer"] == self._record["writer"])
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
             with self._guard:
                 held = list(self._held)
             for path in held:
-                with suppress(FileNotFoundError):
+                # A missed beat costs at most a shard computed twice; a dead thread, all of them.
+                with suppress(OSError):
                     os.utime(path)
 
-    def _is_live(self, path: Path) -> bool:
-        return is_live(path, _filesystem_now(self._folder))
+
+def sweep_claims(index: Path) -> int:
+    """Removes the claims of dead writers; returns how many."""
+    folder = index / "claims"
+    paths = list(folder.glob("*.json"))
+    if not paths:
+        return 0
+    with locked(index / "lock"):
+        now_s = _filesystem_now(folder)
+        dead = [path for path in paths if not is_live(path, now_s)]
+        for path in dead:
+            path.unlink(missing_ok=True)
+    return len(dead)
 
 
 def is_live(path: Path, now_s: float) -> bool:
-    """Whether a claim's writer is at work."""
-    try:
-        age_s = now_s - path.stat().st_mtime
-        holder = unseal(path)
-    except (FileNotFoundError, CacheCorruptError):
+    """Whether a claim's writer is at work.
+
+    Args:
+        path: The claim.
+        now_s: The clock of the file system that holds it, seconds.
+    """
+    holder = _holder(path)
+    if holder is None:
         return False
-    if _same_machine(holder):
-        return _is_running(holder)
-    return age_s < STALE_S
+    if all(holder[name] == value for name, value in _machine().items()):
+        return bool(_start_ticks(int(holder["pid"])) == holder["started"])
+    try:
+        return now_s - path.stat().st_mtime < STALE_S
+    except FileNotFoundError:
+        return False
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    try:
+        return unseal(path)
+    except (FileNotFoundError, CacheCorruptError):
+        return None
 
 
 def _process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "boot": _boot_id(),
-        "pid": os.getpid(),
-        "started": _start_ticks(os.getpid()),
-    }
+    return {**_machine(), "pid": os.getpid(), "started": _start_ticks(os.getpid())}
 
 
-def _same_machine(holder: Mapping[str, Any]) -> bool:
-    return bool(holder["boot"]) and (holder["host"], holder["boot"]) == (
-        socket.gethostname(),
-        _boot_id(),
-    )
-
-
-def _is_running(holder: Mapping[str, Any]) -> bool:
-    started = _start_ticks(int(holder["pid"]))
-    return started is not None and started == holder["started"]
+def _machine() -> dict[str, str]:
+    """Names what a process id is unique in: containers of a host may not see each other's."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        processes = uuid.uuid4().hex  # nothing to know a neighbour by: its heartbeat decides
+    return {"host": socket.gethostname(), "boot": _boot_id(), "processes": processes}
 
 
 def _boot_id() -> str:
@@ -136,10 +159,11 @@ def _start_ticks(pid: int) -> int | None:
 
 def _filesystem_now(folder: Path) -> float:
     """The clock of the file system: heartbeats of other hosts are measured by it."""
-    probe = folder / f".clock.{os.getpid()}.{time.monotonic_ns()}.tmp"
-    try:
+    probe = folder / f".clock.{uuid.uuid4().hex[:12]}.tmp"
+    with space_checked(probe):
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)

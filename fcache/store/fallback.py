@@ -35,8 +35,8 @@ class ZarrReader:
 
     def __init__(self, folder: Path, bucket: Bucket, spec: ArraySpec) -> None:
         self.spec = spec
-        array = zarr.open_array(folder / bucket.name / spec.name, mode="r")
-        self._array = array
+        self._path = folder / bucket.name / spec.name
+        self._array = zarr.open_array(self._path, mode="r")
 
     def read(
         self,
@@ -51,12 +51,27 @@ class ZarrReader:
 
         Zarr finds chunks by the shard's own index and checks every checksum, so ``table`` and
         ``verify`` have nothing to say.
+
+        Raises:
+            CacheCorruptError: a file is missing, or fails its checksum.
         """
         y, x = slice(None), slice(None)
         if window is not None:
             y = slice(window.y, window.y + window.height)
             x = slice(window.x, window.x + window.width)
         for place, row in enumerate(rows):
+            path = self._file_of(row)
+            # Zarr reads a missing file as zeros; a committed row has one.
+            if not path.exists():
+                raise CacheCorruptError(f"'{path}' is missing, but committed.")
             for column, position in enumerate(positions):
                 stage = (position,) if self.spec.name == "tokens" else ()
-                out[place, column] = np.asarray(self._array[(row, *stage, y, x)])
+                try:
+                    out[place, column] = np.asarray(self._array[(row, *stage, y, x)])
+                except (ValueError, RuntimeError) as error:  # what zarr's codecs raise
+                    raise CacheCorruptError(f"'{path}' cannot be decoded: {error}") from error
+
+    def _file_of(self, row: int) -> Path:
+        rows = (self._array.shards or self._array.chunks)[0]
+        coordinates = (row // rows, *(0 for _ in self.spec.row_shape))
+        return self._path / self._array.metadata.encode_chunk_key(coordinates)

@@ -100,13 +100,16 @@ def unsealed(content: object, where: Path) -> dict[str, Any]:
         raise CacheCorruptError(f"'{where}' is not a sealed record.")
     record = {name: value for name, value in content.items() if name != "crc32c"}
     if crc32c.crc32c(canonical(record)) != content["crc32c"]:
-        raise CacheCorruptError(f"'{where}' does not match its checksum; a bit has changed.")
+        raise CacheCorruptError(
+            f"'{where}' does not match its checksum; a bit has changed. 'fcache verify' on the "
+            "cache says what mends it."
+        )
     return record
 
 
 def seal(record: Mapping[str, Any]) -> bytes:
     """The bytes of a file that holds one sealed record."""
-    return canonical(sealed(record)) + b"\n"
+    return canonical(sealed(record))
 
 
 def unseal(path: Path) -> dict[str, Any]:

@@ -2,25 +2,39 @@
 
 Everything lies in ``<key>/index`` as small sealed files that are only ever added or replaced whole:
 
+    CURRENT                 what is in force of the tables and the journal
     items/<n>.json          journal: rows given to items, and the names they go by
     parts/<bucket>/<n>.json commit records not yet folded into tables
-    tables/                 Parquet generations and CURRENT
+    tables/                 Parquet generations
     quarantine/<item>.json  items that cannot be extracted, with the reason
     ended/<item>.json       ends that no commit record could carry
     claims/                 heartbeats of the jobs at work
     manifests/<sha256>.json manifests the view was built from
+
+Writers hold ``lock`` for each change; readers hold nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError
-from fcache.store.files import locked, read_attributes, seal, sealed, unseal, write_whole
+from fcache.errors import CacheCorruptError
+from fcache.store.claims import sweep_claims
+from fcache.store.current import Current
+from fcache.store.files import (
+    TMP_SUFFIX,
+    locked,
+    seal,
+    sealed,
+    unseal,
+    write_whole,
+)
 from fcache.store.identity import view_key
+from fcache.store.journal import Entries, append_journal, read_journal
 from fcache.store.layout import (
     LAYOUT_VERSION,
     SHARD_ROWS,
@@ -30,47 +44,9 @@ from fcache.store.layout import (
     num_shards,
 )
 from fcache.store.records import Item, ItemRequest, Name, Outcome, Part
-from fcache.store.tables import ShardTable, Tables, current_generation
-
-
-@dataclass(slots=True)
-class ViewState:
-    """What is true of a view at one moment.
-
-    Attributes:
-        items: Every item that was given rows, by name.
-        names: Every video id, in the order they came.
-        tables: Committed frames and shards.
-        shards: Lookup of the committed shard files.
-        outcomes: How items ended; an item without one is unfinished.
-    """
-
-    items: dict[str, Item]
-    names: list[Name]
-    tables: Tables
-    shards: ShardTable
-    outcomes: dict[str, Outcome]
-
-    def missing(self, item: Item, array: str) -> list[tuple[int, int]]:
-        """The (first frame, shard) of each of the item's shards that is not committed.
-
-        Args:
-            item: Which item.
-            array: Any array of the view; a row group is committed whole.
-        """
-        outcome = self.outcomes.get(item.item)
-        num_frames = outcome.num_frames if outcome and outcome.status == "done" else None
-        name = item.bucket.name
-        return [
-            (frame, shard)
-            for frame, shard in item.shards(num_frames)
-            if (name, array, shard) not in self.shards
-        ]
-
-    def is_complete(self, item: Item, array: str) -> bool:
-        """Whether every frame of an item can be read."""
-        outcome = self.outcomes.get(item.item)
-        return outcome is not None and outcome.status == "done" and not self.missing(item, array)
+from fcache.store.root import ROOT_DOCUMENT, view_attributes
+from fcache.store.state import ViewState as ViewState
+from fcache.store.tables import ShardTable, Tables
 
 
 class ViewIndex:
@@ -79,7 +55,8 @@ class ViewIndex:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = folder / "index"
-        self.attributes = _view_attributes(folder)
+        self._lock = self.index / "lock"
+        self.attributes = view_attributes(folder)
         self.identity: dict[str, Any] = self.attributes["identity"]
         self.layout = ViewLayout.of(self.identity)
 
@@ -107,85 +84,95 @@ class ViewIndex:
         """Reads the bookkeeping.
 
         Raises:
-            CacheCorruptError: a record or a table fails its checksum.
+            CacheCorruptError: a record or a table is missing or fails its checksum.
         """
-        items, names = self._journal()
-        for _ in range(8):  # a job may fold commit records into tables while they are read
-            generation, tables = Tables.load(self.index / "tables")
-            parts = [Part.from_json(record) for record in self._records("parts/*/*.json")]
-            if generation == current_generation(self.index / "tables"):
-                break
-        tables = tables.plus(Tables.of_parts(parts))
+        # Each kind is read before the one its records move into: whatever a job at work folds or
+        # ends meanwhile is then met at least once, and a record met twice counts once.
+        quarantined = [Outcome(**record) for record in self._records("quarantine/*.json")]
+        ended = {record["item"]: record["num_frames"] for record in self._records("ended/*.json")}
+        parts = [Part.from_json(record) for record in self._records("parts/*/*.json")]
+        generation, tables = Tables.load(self.index)
+        journal = read_journal(self.index)
+        tables = tables.plus(Tables.of_parts(parts)).with_ended(ended)
         outcomes = {
             row["item"]: Outcome(row["item"], "done", row["num_frames"])
             for row in tables.ended.to_pylist()
         }
-        for pattern in ("ended/*.json", "quarantine/*.json"):
-            for record in self._records(pattern):
-                outcomes[record["item"]] = Outcome(**record)
-        return ViewState(items, names, tables, ShardTable(tables.shards), outcomes)
+        outcomes |= {outcome.item: outcome for outcome in quarantined}
+        shards = ShardTable(tables.shards)
+        return ViewState(journal.items, journal.names, tables, shards, outcomes, generation)
 
     def reserve(self, requests: Iterable[ItemRequest], names: Iterable[Name]) -> dict[str, Item]:
         """Gives rows to the items that have none, and records the names; returns all items.
 
         Rows never move. A video starts on a shard of its own.
+
+        Raises:
+            ValueError: a name is given to an item that is neither there nor requested.
         """
-        with locked(self.index / "lock"):
-            items, known = self._journal()
-            used = _rows_used(items.values())
+        with locked(self._lock):
+            journal = read_journal(self.index)
+            used = journal.rows_used()
             added = []
             for request in requests:
-                if request.item not in items:
+                if request.item not in journal.items:
                     rows = max(1, num_shards(request.expected_frames)) * SHARD_ROWS
                     first = used.get(request.bucket, 0)
                     used[request.bucket] = first + rows
                     fields = {name: getattr(request, name) for name in _REQUEST_FIELDS}
                     added.append(Item(**fields, extents=((first, rows),)))
-                    items[request.item] = added[-1]
-            fresh = [name for name in dict.fromkeys(names) if name not in set(known)]
-            self._append(added, fresh, used)
-        return items
+                    journal.items[request.item] = added[-1]
+            fresh = journal.lacking(names)
+            for name in fresh:
+                if name.item not in journal.items:
+                    raise ValueError(f"video '{name.video_id}' names the unknown item {name.item}")
+            self._settle(journal, added, fresh)
+        return journal.items
 
     def extend(self, item: Item, num_frames: int) -> Item:
         """Gives an item more shards at the end of its bucket, for at least ``num_frames`` frames.
 
         A decoder may find more frames than the container promised.
         """
-        with locked(self.index / "lock"):
-            items, _ = self._journal()
-            item = items[item.item]
+        with locked(self._lock):
+            journal = read_journal(self.index)
+            item = journal.items[item.item]
             lacking = num_shards(num_frames) * SHARD_ROWS - item.num_rows
-            if lacking <= 0:
-                return item
-            used = _rows_used(items.values())
-            first = used.get(item.bucket, 0)
-            used[item.bucket] = first + lacking
-            item = replace(item, extents=(*item.extents, (first, lacking)))
-            self._append([item], [], used)
+            if lacking > 0:
+                first = journal.rows_used().get(item.bucket, 0)
+                item = replace(item, extents=(*item.extents, (first, lacking)))
+                journal.items[item.item] = item
+                self._settle(journal, [item], [])
         return item
 
     def generation(self) -> int:
         """Number of the current generation of tables."""
-        return current_generation(self.index / "tables")
+        current = Current.read(self.index)
+        return current.generation if current else 0
 
     def is_committed(self, bucket: Bucket, shard: int, known: int) -> bool:
         """Whether somebody has committed a row group that generation ``known`` lacked."""
-        if (self.index / "parts" / bucket.name / f"{shard:08d}.json").exists():
+        if self._part_path(bucket, shard).exists():
             return True
+        # A commit record that is gone by now went into the tables before it went.
         if self.generation() == known:
             return False
-        return (bucket.name, self.feature_array, shard) in self.load().shards
+        _, tables = Tables.load(self.index)
+        return (bucket.name, self.feature_array, shard) in ShardTable(tables.shards)
 
     def commit(self, part: Part) -> None:
         """Writes the commit record of a row group whose files are published."""
-        path = self.index / "parts" / part.bucket.name / f"{part.shard:08d}.json"
-        write_whole(path, seal(part.to_json()))
+        record = seal(part.to_json())
+        # Under the lock: a fold must not remove a record other than the one it has read.
+        with locked(self._lock):
+            write_whole(self._part_path(part.bucket, part.shard), record)
 
     def end(self, outcome: Outcome) -> None:
         """Records how an item ended."""
         done = outcome.status == "done"
         folder = self.index / ("ended" if done else "quarantine")
-        write_whole(folder / f"{outcome.item}.json", seal(asdict(outcome)))
+        with locked(self._lock):
+            write_whole(folder / f"{outcome.item}.json", seal(asdict(outcome)))
         if done:
             self.release(outcome.item)
 
@@ -195,25 +182,36 @@ class ViewIndex:
 
     def fold(self) -> None:
         """Folds commit records into a new generation of tables."""
-        with locked(self.index / "lock"):
+        with locked(self._lock):
             paths = sorted((self.index / "parts").glob("*/*.json"))
-            ended = sorted((self.index / "ended").glob("*.json"))
-            if not paths and not ended:
+            ends = sorted((self.index / "ended").glob("*.json"))
+            if not paths and not ends:
                 return
             parts = [Part.from_json(unseal(path)) for path in paths]
-            _, tables = Tables.load(self.index / "tables")
-            tables = tables.plus(Tables.of_parts(parts))
-            tables.with_ended(Outcome(**unseal(path)) for path in ended).save(self.index / "tables")
-            for path in (*paths, *ended):
-                path.unlink(missing_ok=True)
+            ended = {end["item"]: end["num_frames"] for end in map(unseal, ends)}
+            _, tables = Tables.load(self.index)
+            tables.plus(Tables.of_parts(parts)).with_ended(ended).save(self.index)
+            for path in (*paths, *ends):
+                path.unlink()
 
     def forget(self, bucket: Bucket, shards: Iterable[int]) -> None:
-        """Takes back commits, so that the next job makes these row groups again."""
-        gone = {(bucket.name, shard) for shard in shards}
-        self.fold()
-        with locked(self.index / "lock"):
-            _, tables = Tables.load(self.index / "tables")
-            tables.without(gone).save(self.index / "tables")
+        """Takes back commits, so that the next job makes these row groups again.
+
+        What they told of the lengths of items is kept. A commit record that is damaged is removed.
+        """
+        numbers = sorted(set(shards))
+        with locked(self._lock):
+            paths = [self._part_path(bucket, shard) for shard in numbers]
+            paths = [path for path in paths if path.exists()]
+            ended: dict[str, int] = {}
+            for path in paths:
+                with suppress(CacheCorruptError):
+                    ended |= Part.from_json(unseal(path)).ended
+            _, tables = Tables.load(self.index)
+            kept = tables.without({(bucket.name, shard) for shard in numbers})
+            kept.with_ended(ended).save(self.index)
+            for path in paths:
+                path.unlink()
 
     def embed(self, manifest: Mapping[str, Any], sha256: str) -> None:
         """Keeps the manifest the view was built from."""
@@ -227,85 +225,47 @@ class ViewIndex:
         return [unseal(path) for path in paths]
 
     def sweep(self, older_than_s: float, now_s: float) -> int:
-        """Removes temporary files that dead writers left; returns how many."""
-        swept = 0
-        for path in self.folder.rglob(".*.tmp"):
-            try:
+        """Removes temporary files and claims that dead writers left; returns how many."""
+        swept = sweep_claims(self.index)
+        for path in self.folder.rglob(f".*{TMP_SUFFIX}"):
+            with suppress(FileNotFoundError):
                 if now_s - path.stat().st_mtime > older_than_s:
                     path.unlink()
                     swept += 1
-            except FileNotFoundError:
-                continue
         return swept
 
-    def _append(self, items: list[Item], names: list[Name], used: dict[Bucket, int]) -> None:
-        if not items and not names:
-            return
-        # Arrays grow first: a row that is in the journal must be inside every array.
-        for bucket in {item.bucket for item in items}:
-            self._grow(bucket, used[bucket] // SHARD_ROWS)
-        number = len(list((self.index / "items").glob("*.json")))
-        record = {
-            "items": [item.to_json() for item in items],
-            "names": [asdict(name) for name in names],
+    def documents(self, journal: Entries) -> dict[Path, bytes]:
+        """Every Zarr document there is: the view's settings and the journal decide them."""
+        found = {
+            self.folder.parent / "zarr.json": ROOT_DOCUMENT,
+            self.folder / "zarr.json": group_json({"fcache": sealed(self.attributes)}),
         }
-        write_whole(self.index / "items" / f"{number:06d}.json", seal(record))
+        for bucket, shards in journal.shards_used().items():
+            folder = self.folder / bucket.name
+            found[folder / "zarr.json"] = group_json({})
+            for spec in self.layout.arrays(bucket):
+                found[folder / spec.name / "zarr.json"] = spec.zarr_json(shards)
+        return found
 
-    def _grow(self, bucket: Bucket, shards: int) -> None:
-        folder = self.folder / bucket.name
-        if not (folder / "zarr.json").exists():
-            write_whole(folder / "zarr.json", group_json({}))
-        for spec in self.layout.arrays(bucket):
-            write_whole(folder / spec.name / "zarr.json", spec.zarr_json(shards))
+    def _settle(self, journal: Entries, items: list[Item], names: list[Name]) -> None:
+        """Appends to the journal; ``journal`` holds the items already."""
+        # Arrays grow first: a row that is in the journal must be inside every array. Documents
+        # that a killed job left behind, or that are damaged, are set right by the way.
+        for path, document in self.documents(journal).items():
+            if not path.exists() or path.read_bytes() != document:
+                write_whole(path, document)
+        if items or names:
+            append_journal(self.index, journal, items, names)
 
-    def _journal(self) -> tuple[dict[str, Item], list[Name]]:
-        items: dict[str, Item] = {}
-        names: list[Name] = []
-        for record in self._records("items/*.json"):
-            for content in record["items"]:
-                items[content["item"]] = Item.from_json(content)
-            names += [Name(**content) for content in record["names"]]
-        return items, names
+    def _part_path(self, bucket: Bucket, shard: int) -> Path:
+        return self.index / "parts" / bucket.name / f"{shard:08d}.json"
 
     def _records(self, pattern: str) -> Iterator[dict[str, Any]]:
         for path in sorted(self.index.glob(pattern)):
             try:
                 yield unseal(path)
-            except FileNotFoundError:  # folded into a table since it was listed
+            except FileNotFoundError:  # moved on since it was listed
                 continue
 
 
 _REQUEST_FIELDS = tuple(ItemRequest.__dataclass_fields__)
-
-
-def _rows_used(items: Iterable[Item]) -> dict[Bucket, int]:
-    used: dict[Bucket, int] = {}
-    for item in items:
-        end = max(first + rows for first, rows in item.extents)
-        used[item.bucket] = max(used.get(item.bucket, 0), end)
-    return used
-
-
-def _view_attributes(folder: Path) -> dict[str, Any]:
-    """Reads and checks the attributes of a view's group.
-
-    Raises:
-        CacheError: no view, or one of a newer layout.
-        CacheCorruptError: the attributes fail their checksum, or name another folder.
-    """
-    path = folder / "zarr.json"
-    try:
-        record = read_attributes(path)
-    except FileNotFoundError:
-        raise CacheNotFoundError(f"'{folder}' holds no view.") from None
-    if record["layout"] > LAYOUT_VERSION:
-        raise CacheError(
-            f"'{folder}' has layout {record['layout']}; this fcache reads up to "
-            f"{LAYOUT_VERSION}. Update fcache."
-        )
-    if view_key(record["identity"]) != folder.name:
-        raise CacheCorruptError(
-            f"'{folder}' holds the view {view_key(record['identity'])}; a folder is named by its "
-            "view's identity."
-        )
-    return record

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fcache.store.cache import View
+from fcache.store.records import Item, Name, Outcome
 
 VideoState = Literal["complete", "partial", "quarantined"]
 
@@ -55,7 +57,8 @@ class ViewRow:
 
 def summarise(view: View) -> ViewRow:
     """Returns the figures of a view."""
-    states = [row.state for row in list_videos(view)]
+    states = [_state(view, name) for name in _current_names(view)]
+    states += ["quarantined" for _ in _quarantined(view)]
     tables = view.state.tables
     names, counts = np.unique(tables.frames["bucket"].to_pylist(), return_counts=True)
     return ViewRow(
@@ -73,25 +76,69 @@ def summarise(view: View) -> ViewRow:
 
 def list_videos(view: View) -> Iterator[VideoRow]:
     """Yields every video of a view, those in quarantine last."""
-    state = view.state
-    quarantined = {
-        item: outcome for item, outcome in state.outcomes.items() if outcome.status == "quarantined"
-    }
-    for name in state.names:
-        item = state.items[name.item]
-        if name.item in quarantined:
-            continue
-        complete = state.is_complete(item, view.index.feature_array)
-        frames = view.frames(name.video_id, item=name.item) if complete else None
+    for name in _current_names(view):
+        state = _state(view, name)
+        frames = view.frames(name.video_id, item=name.item) if state == "complete" else None
         times = [pts for pts in frames.pts_us if pts is not None] if frames else []
         yield VideoRow(
             video_id=name.video_id,
-            state="complete" if complete else "partial",
+            state=state,
             split=name.split,
-            canvas=item.bucket.name,
+            canvas=view.state.items[name.item].bucket.name,
             num_frames=len(frames) if frames else 0,
             seconds=times[-1] / 1e6 if times else None,
             reason="",
         )
-    for outcome in quarantined.values():
-        yield VideoRow(outcome.video_id, "quarantined", None, "", 0, None, outcome.reason)
+    for video_id, split, reason in _quarantined(view):
+        yield VideoRow(video_id, "quarantined", split, "", 0, None, reason)
+
+
+def origins(view: View) -> list[dict[str, Any]]:
+    """Returns what made the committed shards: each different set of versions and settings."""
+    seen: dict[str, dict[str, Any]] = {}
+    for text in view.state.tables.shards["provenance"].to_pylist():
+        record = json.loads(text)
+        lasting = {key: value for key, value in record.items() if key not in _PASSING}
+        seen[json.dumps(lasting, sort_keys=True)] = lasting
+    return list(seen.values())
+
+
+_PASSING = {"host", "pid", "started_s", "committed_s", "num_frames"}
+
+
+def _state(view: View, name: Name) -> VideoState:
+    item = view.state.items[name.item]
+    complete = view.state.is_complete(item, view.index.feature_array)
+    return "complete" if complete else "partial"
+
+
+def _ended_badly(view: View) -> dict[str, Outcome]:
+    outcomes = view.state.outcomes.items()
+    return {item: outcome for item, outcome in outcomes if outcome.status == "quarantined"}
+
+
+def _current_names(view: View) -> Iterator[Name]:
+    """The names of items that are not in quarantine."""
+    quarantined = _ended_badly(view)
+    return (name for name in view.state.names if name.item not in quarantined)
+
+
+def _quarantined(view: View) -> Iterator[tuple[str, str | None, str]]:
+    """Yields (video id, split, reason); not of a video whose file has been mended since."""
+    items, complete = view.state.items, set()
+    for name in _current_names(view):
+        if _state(view, name) == "complete":
+            complete |= {(name.video_id, _frames_wanted(items[name.item])), (name.video_id, None)}
+    for key, outcome in _ended_badly(view).items():
+        wanted = _frames_wanted(items[key]) if key in items else None
+        names = [name for name in view.state.names if name.item == key]
+        for name in names or [Name(outcome.video_id, key)]:
+            if (name.video_id, wanted) not in complete:
+                yield name.video_id, name.split, outcome.reason
+
+
+def _frames_wanted(item: Item) -> str:
+    """The item's selection, whatever it does with damage."""
+    return json.dumps(
+        {key: value for key, value in item.selection.items() if key != "on_error"}, sort_keys=True
+    )

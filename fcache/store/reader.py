@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcache.errors import CacheCorruptError
-from fcache.store.layout import ArraySpec, Bucket
+from fcache.store.layout import SHARD_ROWS, ArraySpec, Bucket
 from fcache.store.tables import ShardTable
 
 VerifyPolicy = Literal["first", "always", "never"]
@@ -46,10 +46,12 @@ class _OpenFile:
     __slots__ = ("fd",)
 
     def __init__(self, path: Path) -> None:
+        self.fd = -1  # what is left if opening fails
         self.fd = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class OpenFiles:
@@ -117,7 +119,7 @@ class ArrayReader:
         """
         per_shard: dict[int, list[tuple[int, int]]] = {}
         for place, row in enumerate(rows):
-            shard, slot = divmod(row, self.spec.shard_chunks // self.spec.chunks_per_row)
+            shard, slot = divmod(row, SHARD_ROWS)
             per_shard.setdefault(shard, []).append((place, slot))
         for shard, wanted in per_shard.items():
             chunks = [

@@ -1,14 +1,14 @@
 """Parquet tables of a view: every committed frame and shard, and how items ended.
 
 Commit records are small files, one a shard. A job folds them into a new *generation* of three
-Parquet tables when it ends; ``CURRENT`` names the generation and its checksums. What is true is
-the current generation plus the commit records that lie beside it.
+Parquet tables when it ends; ``CURRENT`` names their files. What is true is the current generation
+plus the commit records that lie beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import seal, unseal, write_whole
+from fcache.store.current import Current, Table
+from fcache.store.files import write_whole
 from fcache.store.identity import canonical
-from fcache.store.layout import SHARD_ROWS, Bucket
-from fcache.store.records import FrameRecord, Outcome, Part
+from fcache.store.layout import SHARD_ROWS
+from fcache.store.records import Part
 from fcache.store.shard import ShardRecord
 
 FRAMES = pa.schema(
@@ -52,6 +53,7 @@ SHARDS = pa.schema(
     ]
 )
 ENDED = pa.schema([("item", pa.string()), ("num_frames", pa.int32())])
+SCHEMAS = {"frames": FRAMES, "shards": SHARDS, "ended": ENDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,41 +124,52 @@ class Tables:
             self.ended,
         )
 
-    def with_ended(self, outcomes: Iterable[Outcome]) -> Tables:
-        """These tables with more ends, one row an item."""
+    def with_ended(self, num_frames: Mapping[str, int]) -> Tables:
+        """These tables with the lengths of more items, one row an item."""
         ended = dict(zip(*_columns(self.ended, "item", "num_frames"), strict=True))
-        ended |= {outcome.item: outcome.num_frames for outcome in outcomes}
+        ended.update(num_frames)
         rows = [{"item": item, "num_frames": count} for item, count in ended.items()]
         return Tables(self.frames, self.shards, pa.Table.from_pylist(rows, ENDED))
 
-    def save(self, folder: Path) -> None:
-        """Writes a new generation and makes it current; the one before the last is removed."""
-        before = _current(folder)
-        generation = before["generation"] + 1 if before else 1
-        files = {}
-        for name in ("frames", "shards", "ended"):
+    def save(self, index: Path) -> None:
+        """Puts a new generation in force; the caller holds the view's lock.
+
+        The generation before it stays for those who are reading it; older ones are removed.
+        """
+        folder, current = index / "tables", Current.read(index) or Current()
+        generation = current.generation + 1
+        written = {}
+        for name in SCHEMAS:
             path = folder / f"{name}.{generation:06d}.parquet"
-            files[name] = {"name": path.name, "crc32c": _save_table(getattr(self, name), path)}
-        write_whole(folder / "CURRENT", seal({"generation": generation, "files": files}))
+            written[name] = Table(path.name, _save_table(getattr(self, name), path))
+        replace(current, generation=generation, tables=written).write(index)
+        kept = {table.name for table in (*written.values(), *current.tables.values())}
         for path in folder.glob("*.parquet"):
-            if path.suffixes[0] not in {f".{generation:06d}", f".{generation - 1:06d}"}:
+            if path.name not in kept:
                 path.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, folder: Path) -> tuple[int, Tables]:
+    def load(cls, index: Path) -> tuple[int, Tables]:
         """Returns the current generation's number and tables; 0 and empty ones without any.
 
         Raises:
             CacheCorruptError: a table is missing, or fails its checksum.
         """
-        current = _current(folder)
-        if current is None:
-            return 0, cls.empty()
-        tables = {}
-        for name, schema in (("frames", FRAMES), ("shards", SHARDS), ("ended", ENDED)):
-            entry = current["files"][name]
-            tables[name] = _load_table(folder / entry["name"], entry["crc32c"]).cast(schema)
-        return current["generation"], cls(**tables)
+        current = Current.read(index)
+        while current is not None and current.tables:
+            try:
+                tables = {name: _load_table(index, current, name) for name in SCHEMAS}
+            except FileNotFoundError as error:
+                # Two jobs that end while this reads may take the files away.
+                before, current = current, Current.read(index)
+                if current == before:
+                    raise CacheCorruptError(
+                        f"'{error.filename}' is missing; 'CURRENT' names it. Restore it from a "
+                        "copy, or extract into another cache."
+                    ) from None
+            else:
+                return current.generation, cls(**tables)
+        return 0, cls.empty()
 
 
 class ShardTable:
@@ -202,11 +215,6 @@ class ShardTable:
         return values[ends[row] : ends[row + 1]]
 
 
-def frame_records(table: pa.Table) -> list[tuple[Bucket, FrameRecord]]:
-    """The rows of a frames table as values."""
-    return [(Bucket.parse(row.pop("bucket")), FrameRecord(**row)) for row in table.to_pylist()]
-
-
 def _shard_row(part: Part, name: str, record: ShardRecord) -> dict[str, object]:
     positions, offsets, sizes, crcs = zip(*record.chunks, strict=True)
     return {
@@ -224,12 +232,6 @@ def _shard_row(part: Part, name: str, record: ShardRecord) -> dict[str, object]:
     }
 
 
-def current_generation(folder: Path) -> int:
-    """Number of the current generation, 0 without any."""
-    current = _current(folder)
-    return int(current["generation"]) if current else 0
-
-
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
@@ -240,13 +242,6 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return np.asarray(lists.offsets), np.asarray(lists.values)
 
 
-def _current(folder: Path) -> dict[str, Any] | None:
-    try:
-        return unseal(folder / "CURRENT")
-    except FileNotFoundError:
-        return None
-
-
 def _save_table(table: pa.Table, path: Path) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
@@ -255,11 +250,13 @@ def _save_table(table: pa.Table, path: Path) -> int:
     return int(crc32c.crc32c(data))
 
 
-def _load_table(path: Path, crc: int) -> pa.Table:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise CacheCorruptError(f"'{path}' is missing; 'CURRENT' beside it names it.") from None
-    if crc32c.crc32c(data) != crc:
-        raise CacheCorruptError(f"'{path}' does not match its checksum; a bit has changed.")
-    return pq.read_table(pa.BufferReader(data))
+def _load_table(index: Path, current: Current, name: str) -> pa.Table:
+    table = current.tables[name]
+    path = index / "tables" / table.name
+    data = path.read_bytes()
+    if crc32c.crc32c(data) != table.crc32c:
+        raise CacheCorruptError(
+            f"'{path}' does not match its checksum; a bit has changed. Restore it from a copy, or "
+            "extract into another cache."
+        )
+    return pq.read_table(pa.BufferReader(data)).cast(SCHEMAS[name])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import sealed
+from fcache.store.files import unseal
 from fcache.store.index import ViewIndex, ViewState
-from fcache.store.layout import SHARD_ROWS, Bucket, group_json
+from fcache.store.journal import read_journal
+from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.shard import check_shard
+
+# The sealed records that stand for themselves, and what becomes of a view without one.
+_RECORDS = {
+    "quarantine/*.json": "delete it, and the next extract tries the video again",
+    "ended/*.json": "delete it, and the next extract finds the video's end again",
+    "manifests/*.json": "delete it, and the next extract embeds its own manifest",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +49,23 @@ class Checked:
 
 
 def check_metadata(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
-    """Yields what is wrong with the Zarr documents of a view.
+    """Yields what is wrong with the documents and records of a view that is readable.
 
-    Every document is derived from the identity and the journal, so each is compared byte for byte.
+    Every Zarr document is derived from the identity and the journal, so each is compared byte for
+    byte, the cache's own among them.
     """
-    path = index.folder / "zarr.json"
-    expected = {path: group_json({"fcache": sealed(index.attributes)})}
-    rows: dict[Bucket, int] = {}
-    for item in state.items.values():
-        end = max(first + count for first, count in item.extents)
-        rows[item.bucket] = max(rows.get(item.bucket, 0), end)
-    for bucket, end in rows.items():
-        folder = index.folder / bucket.name
-        expected[folder / "zarr.json"] = group_json({})
-        for spec in index.layout.arrays(bucket):
-            expected[folder / spec.name / "zarr.json"] = spec.zarr_json(end // SHARD_ROWS)
-    for path, document in expected.items():
+    for path, document in index.documents(read_journal(index.index)).items():
         try:
             same = path.read_bytes() == document
         except FileNotFoundError:
-            yield Finding(path, "the file is missing")
+            yield Finding(path, "the file is missing; the next extract writes it")
             continue
         if not same:
-            yield Finding(path, "the file is not the one the view's settings make")
+            yield Finding(
+                path, "the file is not the one the view's settings make; the next extract mends it"
+            )
+    yield from _damaged_records(index)
+    yield from _misplaced_frames(index, state)
 
 
 def check_shards(index: ViewIndex, state: ViewState) -> Iterator[Checked]:
@@ -97,13 +98,68 @@ def unfinished(index: ViewIndex, state: ViewState) -> list[str]:
 
 
 def readable_state(index: ViewIndex) -> tuple[ViewState | None, list[Finding]]:
-    """Loads the bookkeeping, with the record that is damaged in place of an error."""
+    """Loads the bookkeeping, with what is damaged in place of an error."""
     try:
         return index.load(), []
     except CacheCorruptError as error:
-        return None, [Finding(index.index, error.message)]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        return None, [Finding(index.index, f"a record lacks what it must hold: {error!r}")]
+        return None, list(_damaged_records(index)) or [Finding(index.index, error.message)]
+
+
+def _damaged_records(index: ViewIndex) -> Iterator[Finding]:
+    """Yields the damaged records that can be given up."""
+    for pattern, remedy in _RECORDS.items():
+        for path in sorted(index.index.glob(pattern)):
+            if not _is_sound(path):
+                yield Finding(path, f"the record fails its checksum; {remedy}")
+    for path in sorted(index.index.glob("parts/*/*.json")):
+        if not _is_sound(path):
+            bucket, shard = Bucket.parse(path.parent.name), int(path.stem)
+            yield Finding(path, "the commit record fails its checksum", bucket, shard)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        unseal(path)
+    except CacheCorruptError:
+        return False
+    except FileNotFoundError:  # folded into a table since it was listed
+        return True
+    return True
+
+
+def _misplaced_frames(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
+    """Yields the items whose committed frames are not those the journal and their ends say."""
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    columns = (state.tables.frames[name].to_pylist() for name in ("item", "index", "row", "bucket"))
+    for item, place, row, bucket in zip(*columns, strict=True):
+        found.setdefault(item, []).append((place, row, bucket))
+    for name, frames in found.items():
+        item = state.items.get(name)
+        if item is None:
+            yield Finding(
+                index.index / "items",
+                f"{len(frames)} frames are committed for item {name}, which the journal does not "
+                "name; restore the journal from a copy, or extract into another cache",
+            )
+            continue
+        for place, row, bucket in frames:
+            if place >= item.num_rows or (row, bucket) != (item.row_of(place), item.bucket.name):
+                problem = f"frame {place} of item {name} is committed in a row that is not its own"
+                yield Finding(index.index, problem, Bucket.parse(bucket), row // SHARD_ROWS)
+        yield from _absent_frames(index, state, name, {place for place, _, _ in frames})
+
+
+def _absent_frames(
+    index: ViewIndex, state: ViewState, name: str, there: set[int]
+) -> Iterator[Finding]:
+    item, outcome = state.items[name], state.outcomes.get(name)
+    if outcome is None or not state.is_complete(item, index.feature_array):
+        return
+    absent = sorted(set(range(outcome.num_frames)) - there)
+    for first in sorted({frame - frame % SHARD_ROWS for frame in absent}):
+        shard = item.row_of(first) // SHARD_ROWS
+        problem = f"frames of item {name} from {first} on are not in their commit record"
+        yield Finding(index.index, problem, item.bucket, shard)
 
 
 def _quarantined(state: ViewState, item: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -67,18 +67,9 @@ class RowGroup:
             NoSpaceError: the disk or quota is full.
         """
         check_range(largest, self._index.layout.dtype, frame)
-        slot = frame.row % SHARD_ROWS
-        if frame.row // SHARD_ROWS != self.shard:
-            raise ValueError(f"row {frame.row} is not in shard {self.shard}")
-        for spec in self._specs:
-            writer = self._writers[spec.name]
-            for position, values in _chunks(spec, stages, pixels):
-                if values.shape != spec.chunk_shape or values.dtype != spec.dtype:
-                    raise ValueError(
-                        f"{spec.name} takes {spec.dtype} {spec.chunk_shape}, "
-                        f"got {values.dtype} {values.shape}"
-                    )
-                writer.put(slot * spec.chunks_per_row + position, values)
+        chunks = list(self._chunks(frame.row, stages, pixels, largest))
+        for name, position, values in chunks:
+            self._writers[name].put(position, values)
         self._frames.append(frame)
         self._largest = np.maximum(self._largest, largest)
 
@@ -88,7 +79,13 @@ class RowGroup:
         Args:
             ended: Items whose last frame is in this group, with their number of frames.
             provenance: Who made it, with what.
+
+        Raises:
+            ValueError: the group holds no frame.
+            NoSpaceError: the disk or quota is full.
         """
+        if not self._frames:
+            raise ValueError(f"row group {self.shard} of {self.bucket.name} holds no frame")
         arrays = {name: writer.finish() for name, writer in self._writers.items()}
         for writer in self._writers.values():
             writer.publish()
@@ -118,17 +115,48 @@ class RowGroup:
         """Frames put so far."""
         return len(self._frames)
 
+    def _chunks(
+        self,
+        row: int,
+        stages: list[npt.NDArray[np.generic]],
+        pixels: npt.NDArray[np.uint8],
+        largest: npt.NDArray[np.float64],
+    ) -> Iterator[tuple[str, int, npt.NDArray[np.generic]]]:
+        """Yields (array, position in the shard, values) of each chunk of a row.
 
-def _chunks(
+        Raises:
+            ValueError: they do not fit.
+        """
+        num_stages = self._index.layout.num_stages
+        if row // SHARD_ROWS != self.shard or any(row == frame.row for frame in self._frames):
+            raise ValueError(f"row {row} is not in shard {self.shard}, or was put before")
+        if len(stages) != num_stages or largest.shape != (num_stages,):
+            raise ValueError(
+                f"a frame has {num_stages} stage outputs, got {len(stages)} and "
+                f"{largest.size} magnitudes"
+            )
+        for spec in self._specs:
+            first = row % SHARD_ROWS * spec.chunks_per_row
+            for position, values in enumerate(_values(spec, stages, pixels), start=first):
+                if values.shape != spec.chunk_shape or values.dtype != spec.dtype:
+                    raise ValueError(
+                        f"{spec.name} takes {spec.dtype} {spec.chunk_shape}, "
+                        f"got {values.dtype} {values.shape}"
+                    )
+                yield spec.name, position, values
+
+
+def _values(
     spec: ArraySpec,
     stages: list[npt.NDArray[np.generic]],
     pixels: npt.NDArray[np.uint8],
-) -> list[tuple[int, npt.NDArray[np.generic]]]:
+) -> list[npt.NDArray[np.generic]]:
+    """The chunks of one row of an array, in order."""
     if spec.name == "pixels":
-        return [(0, pixels)]
+        return [pixels]
     if spec.name == "tokens":
-        return list(enumerate(stages))
-    return [(0, stages[int(spec.name.removeprefix("stage"))])]
+        return stages
+    return [stages[int(spec.name.removeprefix("stage"))]]
 
 
 def check_range(largest: npt.NDArray[np.float64], dtype: str, frame: FrameRecord) -> None:

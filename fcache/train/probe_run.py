@@ -106,7 +106,7 @@ def run_probe(
         progress: Told the part (``read``, ``fit``, ``score``), what is done of it, of how much.
 
     Raises:
-        ConfigError: no labels, or no video to train or to validate on.
+        ConfigError: no labels, or nothing labelled to train or to validate on.
     """
     train_set, val_set, split_by = _datasets(view, config)
     assert train_set.labels is not None
@@ -122,6 +122,11 @@ def run_probe(
         label = val.label(index)
         matrix.add(label, head.predict(val.stages(index), (label.shape[0], label.shape[1])))
         progress("score", index + 1, len(val))
+    if not matrix.truth_pixels.any():
+        raise ConfigError(
+            f"none of {len(val)} validation frames has a labelled pixel; the labels are from "
+            f"{train_set.labels.origin}."
+        )
     chosen = np.linspace(0, len(val) - 1, min(NUM_PICTURES, len(val))).astype(int)
     return ProbeResult(
         categories=categories,
@@ -145,13 +150,18 @@ def _pixels(frames: CachedFrames, num_categories: int) -> npt.NDArray[np.int64]:
 
 
 def _datasets(view: View, config: ProbeConfig) -> tuple[ClipDataset, ClipDataset, str]:
-    labels = config.labels or _embedded_labels(view)
-    splits = {view.frames(video).split for video in view.videos}
-    if splits - {None}:
-        train = ClipDataset(view, split=config.train_split, labels=labels)
-        val = ClipDataset(view, split=config.val_split, labels=labels)
+    everything = ClipDataset(view, labels=config.labels or _embedded_labels(view))
+    splits = sorted({video.split for video, _ in everything.clips if video.split})
+    if splits:
+        for split in (config.train_split, config.val_split):
+            if split not in splits:
+                raise ConfigError(
+                    f"view {view.key} has no labelled frame in split '{split}'; expected one of: "
+                    f"{', '.join(splits)}. Choose by train_split= and val_split=."
+                )
+        train = everything.only(lambda video: video.split == config.train_split)
+        val = everything.only(lambda video: video.split == config.val_split)
         return train, val, f"splits '{config.train_split}' and '{config.val_split}'"
-    everything = ClipDataset(view, labels=labels)
     videos = list(dict.fromkeys(video.video_id for video, _ in everything.clips))
     held_out = set(videos[HELD_OUT - 1 :: HELD_OUT] or videos[-1:])
     if len(videos) < 2:
@@ -159,8 +169,8 @@ def _datasets(view: View, config: ProbeConfig) -> tuple[ClipDataset, ClipDataset
             f"view {view.key} has {len(videos)} labelled video and no splits; expected at least "
             "two videos, one of them to validate on."
         )
-    train = everything.only(lambda video: video not in held_out)
-    val = everything.only(lambda video: video in held_out)
+    train = everything.only(lambda video: video.video_id not in held_out)
+    val = everything.only(lambda video: video.video_id in held_out)
     return train, val, f"no splits known: {len(held_out)} of {len(videos)} videos held out"
 
 
