@@ -184,6 +184,7 @@ class ProbeConfig(Settings):
     stage: Literal["probe"] = "probe"
     about: str = ""
     labels: Path | None = None
+    selection: dict[str, int | float | str] | None = None  # where a video has several
     train_split: str = "train"
     val_split: str = "val"
     steps: int = Field(ge=1)
@@ -305,7 +306,7 @@ def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN40
     if text in {"none", "None"}:
         return None
     textual = "str" in annotation or "Path" in annotation or "Literal['" in annotation
-    if textual or "tuple[int, int]" in annotation:
+    if "dict[" not in annotation and (textual or "tuple[int, int]" in annotation):
         return text
     return parse_value(text)
 

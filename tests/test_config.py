@@ -142,6 +142,11 @@ def test_text_settings_keep_text_that_looks_like_a_number() -> None:
     assert (settings.weights, settings.split, settings.patch) == ("123", "1", 14)
 
 
+def test_a_selection_is_given_as_an_inline_table() -> None:
+    settings = resolve(ProbeConfig, load_recipe("probe"), {"selection": "{fps=5.0}"})
+    assert settings.selection == {"fps": 5.0}
+
+
 def test_none_removes_a_value() -> None:
     settings = resolve(ExtractConfig, {**MODEL, "long_side_max": 1333}, {"long_side_max": "none"})
     assert settings.long_side_max is None

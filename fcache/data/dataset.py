@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,14 @@ def _names(view: View, selection: Mapping[str, Any] | None) -> list[Name]:
         before = chosen.get(name.video_id, name)
         if items[before.item].selection != item.selection:
             raise ConfigError(
-                f"video '{name.video_id}' is cached under several selections; give selection=: "
-                f"{dict(items[before.item].selection)} or {dict(item.selection)}."
+                f"video '{name.video_id}' is cached under several selections; give "
+                f"selection='{_inline(items[before.item].selection)}' or "
+                f"'{_inline(item.selection)}'."
             )
         chosen[name.video_id] = name
     return list(chosen.values())
+
+
+def _inline(selection: Mapping[str, Any]) -> str:
+    """A selection as the command line takes it: a TOML inline table."""
+    return "{" + ", ".join(f"{key}={json.dumps(value)}" for key, value in selection.items()) + "}"

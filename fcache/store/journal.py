@@ -9,6 +9,7 @@ from pathlib import Path
 from fcache.errors import CacheCorruptError
 from fcache.store.current import Current
 from fcache.store.files import seal, unseal, write_whole
+from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.records import Item, Name
 
@@ -19,7 +20,8 @@ class Entries:
 
     Attributes:
         items: Every item with its rows; a later record of an item replaces the earlier.
-        names: Every name of an item, in the order they came; the last split said stands.
+        names: Every name of an item, in the order they came; of a video's items the last
+            said comes last.
         num_records: Files of the journal.
     """
 
@@ -40,9 +42,21 @@ class Entries:
         return {bucket: rows // SHARD_ROWS for bucket, rows in self.rows_used().items()}
 
     def lacking(self, names: Iterable[Name]) -> list[Name]:
-        """Those of the names that the journal does not say yet."""
+        """Those of the names that the journal does not say yet, or that it has taken back since.
+
+        Of a video's items of one selection the last named stands: its content may change, and
+        change back.
+        """
         known = set(self.names)
-        return [name for name in dict.fromkeys(names) if name not in known]
+        standing = {(name.video_id, self._selection(name)): name.item for name in self.names}
+        return [
+            name
+            for name in dict.fromkeys(names)
+            if name not in known or standing[name.video_id, self._selection(name)] != name.item
+        ]
+
+    def _selection(self, name: Name) -> bytes:
+        return canonical(self.items[name.item].selection)
 
 
 def read_journal(index: Path) -> Entries:
@@ -54,6 +68,7 @@ def read_journal(index: Path) -> Entries:
     current = Current.read(index) or Current()
     items: dict[str, Item] = {}
     names: dict[tuple[str, str], Name] = {}
+    last: dict[str, tuple[str, str]] = {}
     number = 0
     while True:
         path = _path(index, number)
@@ -69,7 +84,11 @@ def read_journal(index: Path) -> Entries:
         for content in record["items"]:
             items[content["item"]] = Item.from_json(content)
         for content in record["names"]:
-            names[content["video_id"], content["item"]] = Name(**content)
+            key = content["video_id"], content["item"]
+            if last.get(key[0]) != key:
+                names.pop(key, None)  # another item had its name meanwhile: it comes last again
+            last[key[0]] = key
+            names[key] = Name(**content)
         number += 1
 
 

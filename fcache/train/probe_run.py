@@ -150,7 +150,8 @@ def _pixels(frames: CachedFrames, num_categories: int) -> npt.NDArray[np.int64]:
 
 
 def _datasets(view: View, config: ProbeConfig) -> tuple[ClipDataset, ClipDataset, str]:
-    everything = ClipDataset(view, labels=config.labels or _embedded_labels(view))
+    labels = config.labels or _embedded_labels(view)
+    everything = ClipDataset(view, labels=labels, selection=config.selection)
     splits = sorted({video.split for video, _ in everything.clips if video.split})
     if splits:
         for split in (config.train_split, config.val_split):

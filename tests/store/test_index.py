@@ -56,6 +56,25 @@ def test_view_without_bookkeeping_is_empty_and_sound(index: ViewIndex) -> None:
     assert list(check_metadata(index, state)) == []
 
 
+def test_content_that_changes_back_is_named_last_again(index: ViewIndex) -> None:
+    old, new = request("old", 3), request("new", 3)
+    for wanted in (old, new, old):
+        index.reserve([wanted], [Name("video", wanted.item)])
+        assert index.load().names[-1].item == wanted.item
+    before = tree(index.folder)
+    index.reserve([old], [Name("video", old.item)])
+    assert tree(index.folder) == before
+
+
+def test_selections_of_a_video_do_not_take_each_other_back(index: ViewIndex) -> None:
+    every, some = request("a", 3), request("a", 3, selection={"stride": 2})
+    for wanted in (every, some):
+        index.reserve([wanted], [Name("a", wanted.item)])
+    before = tree(index.folder)
+    index.reserve([every], [Name("a", every.item)])
+    assert tree(index.folder) == before
+
+
 def test_reserving_twice_changes_nothing(index: ViewIndex) -> None:
     requests = [request("a", 20), request("b", 3, OTHER)]
     names = [Name("a", requests[0].item), Name("b", requests[1].item)]
