@@ -15,7 +15,7 @@ test: lint types
 lint: $(STAMP)
 	$(BIN)/ruff check fcache tests
 	$(BIN)/ruff format --check fcache tests
-	$(BIN)/codespell fcache tests pipelines manifests kernels docs README.md CHANGELOG.md Makefile
+	$(BIN)/codespell fcache pipelines manifests kernels docs README.md CHANGELOG.md Makefile
 
 types: $(STAMP)
 	$(BIN)/mypy
