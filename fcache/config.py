@@ -46,8 +46,10 @@ Size = Annotated[tuple[int, int], BeforeValidator(_parse_size)]
 class Selection(Settings):
     """Which frames of a source are taken; part of an item's identity.
 
-    ``fps`` takes, for k = 0, 1, 2..., the last frame whose time is <= k / fps; ``stride`` every
-    n-th frame. ``start`` and ``end`` are seconds from the first frame, ``end`` exclusive.
+    ``fps`` takes, for k = 0, 1, 2..., the last frame whose time is <= start + k / fps, each frame
+    once: the first is the one on screen at ``start``. ``stride`` takes every n-th frame from the
+    first at or after ``start``. ``start`` and ``end`` are seconds from the first frame, ``end``
+    exclusive.
     """
 
     fps: float | None = Field(default=None, gt=0)

@@ -75,12 +75,6 @@ class CacheCorruptError(CacheError):
     exit_code = 4
 
 
-class CacheLockedError(CacheError):
-    """Another live job holds what this one needs."""
-
-    exit_code = 11
-
-
 class NoSpaceError(FcacheError):
     """The disk or the quota does not hold what would be written."""
 

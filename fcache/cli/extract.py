@@ -62,6 +62,7 @@ def extract(
             request,
             cache,
             retry_failed=retry_failed,
+            trust_manifest=plan,
             first=first,
             progress=lambda done, total: reading.advance(1),
         )

@@ -40,7 +40,7 @@ app = typer.Typer(
     help="Cache a frozen backbone's stage outputs once, then train from the cache.",
     epilog="Settings are given as key=value. Exit codes: 0 ok, 1 failed, 2 usage, 3 finished "
     "with quarantined videos, 4 corruption, 5 stale or incompatible cache, 6 no space, "
-    "10 no such cache, 11 locked, 130 interrupted (safe to run again).",
+    "10 no such cache, 130 interrupted (safe to run again).",
 )
 app.command("extract")(extract.extract)
 app.command("ls")(inspect.ls)

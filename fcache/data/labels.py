@@ -224,7 +224,8 @@ class LabelReader:
         assert place.json_path is not None
         if place.json_path not in self._json:
             self._json[place.json_path] = read_segments(place.json_path)
-        return self._json[place.json_path].find(video_id, frame_name)
+        index = self._json[place.json_path]
+        return index.find(place.labels, place.path, video_id, frame_name)
 
     def _table(self, entry: Labels) -> np.ndarray:  # [65536] int16, -1 where nothing is named
         table = np.full(65536, -1 if entry.unlisted == "error" else IGNORE, dtype=np.int16)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from fcache.errors import LabelError
-from fcache.manifest import Category
+from fcache.manifest import Category, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +29,95 @@ class FrameSegments:
 
 
 @dataclass(slots=True)
+class ListedFrames:
+    """Frames by their ``file_name`` without suffix, folders included."""
+
+    by_name: dict[str, FrameSegments] = field(default_factory=dict)
+    by_stem: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Adds the frames of a JSON list.
+
+        Raises:
+            LabelError: a frame is listed twice.
+        """
+        for entry in entries:
+            path = PurePosixPath(entry["file_name"]).with_suffix("")
+            if str(path) in self.by_name:
+                raise LabelError(f"frame '{path}' is listed twice; expected one entry a frame.")
+            self.by_name[str(path)] = _segments(entry["segments_info"])
+            self.by_stem.setdefault(path.name, []).append(str(path))
+
+    def ending(self, names: Iterable[PurePosixPath]) -> FrameSegments | None:
+        """Returns the frame whose name, folders included, ends one of ``names``, or None.
+
+        Of several the name with the most folders counts.
+        """
+        ends = ["/".join(name.parts[i:]) for name in names for i in range(len(name.parts))]
+        listed = [end for end in ends if end in self.by_name]
+        return self.by_name[max(listed, key=lambda end: end.count("/"))] if listed else None
+
+    def only(self, stem: str) -> FrameSegments | None:
+        """Returns the frame of this stem, or None where no folder or several have one."""
+        names = self.by_stem.get(stem, [])
+        return self.by_name[names[0]] if len(names) == 1 else None
+
+
+@dataclass(slots=True)
 class SegmentIndex:
     """Segments by video id (None in COCO's shape) and frame name."""
 
-    videos: dict[str | None, dict[str, FrameSegments]] = field(default_factory=dict)
+    videos: dict[str | None, ListedFrames] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
 
-    def find(self, video_id: str, frame_name: str) -> FrameSegments | None:
+    def find(
+        self, labels: Labels, image: Path, video_id: str, frame_name: str
+    ) -> FrameSegments | None:
         """Returns a frame's segments, or None.
 
-        JSON of a single video answers for any video id: kept beside the video, it may call it
-        otherwise.
+        JSON of a single video answers for any video id if it is kept for each video (``{video}``
+        in ``json_path``), as it may call its video otherwise. In COCO's shape a frame is listed by
+        the end of the image's path or of VIDEO/FRAME; other folders are passed over only where
+        they cannot be those of another video.
+
+        Args:
+            labels: The entry whose ``json_path`` this is.
+            image: The label image.
+            video_id: The frame's video.
+            frame_name: The frame's name, without suffix.
         """
+        per_video = "{video}" in (labels.json_path or "")
         frames = self.videos.get(video_id)
-        if frames is None and (None in self.videos or len(self.videos) == 1):
+        one_video = frames is not None or per_video or "{video}" not in labels.path
+        if frames is None and None in self.videos:
+            frames = self.videos[None]
+        if frames is None and per_video and len(self.videos) == 1:
             frames = next(iter(self.videos.values()))
-        return None if frames is None else frames.get(frame_name)
+        if frames is None:
+            return None
+        names = [PurePosixPath(image.with_suffix("").as_posix())]
+        names.append(PurePosixPath(video_id, frame_name))
+        if names[1].parent.name == frame_name:  # a single image's id ends in its frame name
+            names.append(names[1].parent)
+        found = frames.ending(names)
+        return frames.only(frame_name) if found is None and one_video else found
 
 
 def read_segments(path: Path) -> SegmentIndex:
     """Returns the segments that a JSON file lists.
 
     Raises:
-        LabelError: the file cannot be read or has neither shape.
+        LabelError: the file cannot be read, has neither shape, or lists a frame twice.
     """
     try:
         table = json.loads(path.read_bytes())
         index = SegmentIndex(categories=read_categories(table.get("categories", ())))
         for entry in table["annotations"]:
-            if "video_id" in entry:
-                index.videos[str(entry["video_id"])] = _frames(entry["annotations"])
-            else:
-                index.videos.setdefault(None, {}).update(_frames([entry]))
+            video_id = str(entry["video_id"]) if "video_id" in entry else None
+            rows = [entry] if video_id is None else entry["annotations"]
+            index.videos.setdefault(video_id, ListedFrames()).add(rows)
+    except LabelError as error:
+        raise LabelError(f"in panoptic JSON '{path}' {error.message}") from error
     except OSError as error:
         raise LabelError(f"panoptic JSON '{path}' cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -82,10 +139,6 @@ def read_categories(rows: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:
         )
         for row in rows
     )
-
-
-def _frames(entries: Iterable[Mapping[str, Any]]) -> dict[str, FrameSegments]:
-    return {Path(entry["file_name"]).stem: _segments(entry["segments_info"]) for entry in entries}
 
 
 def _segments(rows: list[Mapping[str, Any]]) -> FrameSegments:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -91,8 +91,11 @@ def run_job(
         if any(True for _ in plan.todo()):
             with _stoppable(job.settings.stop_file, report):
                 job.work(scheduler)
-    finally:
-        index.fold()
+    except BaseException:
+        with suppress(FcacheError, OSError):  # what stopped the job is what is told
+            index.fold()
+        raise
+    index.fold()
     return job.summary
 
 

@@ -100,6 +100,7 @@ def plan_request(
     cache: Path,
     *,
     retry_failed: bool = False,
+    trust_manifest: bool = False,
     first: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ExtractPlan, Manifest]:
@@ -114,6 +115,7 @@ def plan_request(
         request.sources,
         request.config,
         retry_failed=retry_failed,
+        trust_manifest=trust_manifest,
         first=first,
         progress=progress,
     )

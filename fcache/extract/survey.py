@@ -34,15 +34,18 @@ def make_plan(
     config: ExtractConfig,
     *,
     retry_failed: bool = False,
+    trust_manifest: bool = False,
     first: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ExtractPlan:
     """Reads what is to be extracted and what is there already.
 
-    Sources are hashed, and opened where neither the manifest nor the cache knows their size.
+    Sources are hashed where the manifest does not know them, and opened where the cache does not.
 
     Args:
         retry_failed: Whether what is in quarantine counts as to be done.
+        trust_manifest: Take sizes and lengths from the manifest unseen: enough to estimate, but
+            rows given to a wrong size would stay wrong.
         first: Stop reading once so many sources are found readable.
         progress: Told how many sources are read, of how many.
 
@@ -53,7 +56,9 @@ def make_plan(
     index = ViewIndex(cache / key) if (cache / key / "zarr.json").exists() else None
     state = index.load() if index else None
     memo = HashMemo()
-    look = _Look(config.selection, config.geometry, index, state, memo, retry_failed)
+    look = _Look(
+        config.selection, config.geometry, index, state, memo, retry_failed, trust_manifest
+    )
     planned: list[PlannedSource] = []
     rejected: list[Rejected] = []
     step, done = first or max(1, len(known)), 0
@@ -88,14 +93,14 @@ class _Look:
     state: ViewState | None
     memo: HashMemo
     retry_failed: bool
+    trust_manifest: bool
 
     def __call__(self, known: KnownSource) -> PlannedSource | Rejected:
         source = known.source
         try:
             sha256 = known.sha256 or content_hash(source.path, source.kind, self.memo)
         except SourceError as error:
-            name = item_id(f"unreadable:{source.video_id}", self._selection(None))
-            return Rejected(source, None, name, error.message, self._quarantined(name) is not None)
+            return self._unreadable(source, error)
         selection = self._selection(sha256)
         name = item_id(sha256, selection)
         quarantined = self._quarantined(name)
@@ -105,8 +110,23 @@ class _Look:
         try:
             request = held or self._request(known, name, sha256, selection)
         except SourceError as error:
+            if known.sha256 is not None and not self._is_there(known):
+                return self._unreadable(source, error)
             return Rejected(source, sha256, name, error.message)
         return self._planned(source, sha256, request, held)
+
+    def _unreadable(self, source: Source, error: SourceError) -> Rejected:
+        """A source whose content is not known: it is looked at again by every job."""
+        name = item_id(f"unreadable:{source.video_id}", self._selection(None))
+        return Rejected(source, None, name, error.message, self._quarantined(name) is not None)
+
+    def _is_there(self, known: KnownSource) -> bool:
+        """Whether a source holds what its manifest says: only then its damage is the content's."""
+        try:
+            found = content_hash(known.source.path, known.source.kind, self.memo)
+        except SourceError:
+            return False
+        return found == known.sha256
 
     def _selection(self, sha256: str | None) -> dict[str, Any]:
         """The selection in the item's name.
@@ -128,10 +148,12 @@ class _Look:
         self, known: KnownSource, name: str, sha256: str, selection: dict[str, Any]
     ) -> ItemRequest:
         height, width, num_frames = known.height, known.width, known.num_frames
-        if height is None or width is None or num_frames is None or selection:
+        trusted = self.trust_manifest and not selection
+        if not trusted or height is None or width is None or num_frames is None:
             facts = probe_source(known.source.path, known.source.kind)
             height, width = facts.height, facts.width
-            num_frames = estimate_frames(facts, self.selection)
+            if num_frames is None or selection:
+                num_frames = estimate_frames(facts, self.selection)
         placement = asdict(place(height, width, self.geometry))
         bucket = Bucket(placement.pop("canvas_h"), placement.pop("canvas_w"))
         return ItemRequest(name, sha256, selection, bucket, placement, max(1, num_frames))

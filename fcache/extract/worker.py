@@ -103,6 +103,11 @@ def run_task(task: ShardTask, settings: WorkerSettings, report: Report) -> TaskR
         index = ViewIndex(settings.view)
         try:
             _check_content(task)
+        except SourceError as error:
+            # Says nothing about the content the plan saw, so nothing is recorded against it.
+            result.status, result.reason = "quarantined", error.message
+            return result
+        try:
             _compute(task, settings, index, result, report)
         except (SourceError, FeatureError) as error:
             result.status, result.reason = "quarantined", error.message

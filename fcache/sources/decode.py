@@ -2,7 +2,7 @@
 
 Decoding is deterministic: one decoder thread, bit-exact colour conversion, and a fixed order, so
 that the same file and the same library versions give the same bytes. It is lazy: a few frames are
-held, never the video. ``video.py`` says what counts as damage and what damage cannot be seen;
+held, never the video. ``reader.py`` says what counts as damage and what damage cannot be seen;
 ``sample.py`` says which frames a selection takes.
 """
 

@@ -61,7 +61,7 @@ class View:
 
         Raises:
             CacheNotFoundError: no complete video of that id.
-            CacheError: several contents or selections of it, and none chosen.
+            CacheError: several selections of it, and none chosen.
         """
         entries = [
             (held, split)
@@ -75,8 +75,7 @@ class View:
             )
         if len(entries) > 1:
             choices = "; ".join(
-                f"{held.item}: content {held.content[:12]}, selection {dict(held.selection)}"
-                for held, _ in entries
+                f"{held.item}: selection {dict(held.selection)}" for held, _ in entries
             )
             raise CacheError(
                 f"video '{video}' is cached {len(entries)} times; expected item= to say which: "

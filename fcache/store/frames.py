@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fcache.store.records import Item
+from fcache.store.records import Item, standing
 from fcache.store.state import ViewState
 
 
@@ -42,15 +42,18 @@ class VideoFrames:
 
 
 class Catalogue:
-    """Finds the complete videos of a view, and their frames."""
+    """Finds the complete videos of a view, and their frames.
+
+    Of a video whose content was replaced, the last complete one is found.
+    """
 
     def __init__(self, state: ViewState, feature_array: str) -> None:
         self.state = state
         self._by_video: dict[str, list[tuple[Item, str | None]]] = {}
-        for name in state.names:
-            item = state.items[name.item]
-            if state.is_complete(item, feature_array):
-                self._by_video.setdefault(name.video_id, []).append((item, name.split))
+        items = state.items
+        complete = [n for n in state.names if state.is_complete(items[n.item], feature_array)]
+        for name in standing(complete, items):
+            self._by_video.setdefault(name.video_id, []).append((items[name.item], name.split))
         self._places = _places(state)
         # As plain values: Arrow takes locks inside, which a fork may copy while they are held.
         frames = state.tables.frames

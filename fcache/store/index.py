@@ -9,7 +9,7 @@ Everything lies in ``<key>/index`` as small sealed files that are only ever adde
     quarantine/<item>.json  items that cannot be extracted, with the reason
     ended/<item>.json       ends that no commit record could carry
     claims/                 heartbeats of the jobs at work
-    manifests/<sha256>.json manifests the view was built from
+    manifests/<n>.json      manifests the view was built from, oldest first
 
 Writers hold ``lock`` for each change; readers hold nothing.
 """
@@ -56,6 +56,7 @@ class ViewIndex:
         self.folder = folder
         self.index = folder / "index"
         self._lock = self.index / "lock"
+        self._folded: tuple[int, ShardTable] | None = None
         self.attributes = view_attributes(folder)
         self.identity: dict[str, Any] = self.attributes["identity"]
         self.layout = ViewLayout.of(self.identity)
@@ -155,10 +156,13 @@ class ViewIndex:
         if self._part_path(bucket, shard).exists():
             return True
         # A commit record that is gone by now went into the tables before it went.
-        if self.generation() == known:
+        generation = self.generation()
+        if generation == known:
             return False
-        _, tables = Tables.load(self.index)
-        return (bucket.name, self.feature_array, shard) in ShardTable(tables.shards)
+        if self._folded is None or self._folded[0] != generation:
+            generation, tables = Tables.load(self.index)
+            self._folded = generation, ShardTable(tables.shards)
+        return (bucket.name, self.feature_array, shard) in self._folded[1]
 
     def commit(self, part: Part) -> None:
         """Writes the commit record of a row group whose files are published."""
@@ -190,7 +194,9 @@ class ViewIndex:
             parts = [Part.from_json(unseal(path)) for path in paths]
             ended = {end["item"]: end["num_frames"] for end in map(unseal, ends)}
             _, tables = Tables.load(self.index)
-            tables.plus(Tables.of_parts(parts)).with_ended(ended).save(self.index)
+            tables.plus(Tables.of_parts(parts)).with_ended(ended).save(
+                self.index, read_journal(self.index).items
+            )
             for path in (*paths, *ends):
                 path.unlink()
 
@@ -209,20 +215,23 @@ class ViewIndex:
                     ended |= Part.from_json(unseal(path)).ended
             _, tables = Tables.load(self.index)
             kept = tables.without({(bucket.name, shard) for shard in numbers})
-            kept.with_ended(ended).save(self.index)
+            kept.with_ended(ended).save(self.index, read_journal(self.index).items)
             for path in paths:
                 path.unlink()
 
     def embed(self, manifest: Mapping[str, Any], sha256: str) -> None:
         """Keeps the manifest the view was built from."""
-        path = self.index / "manifests" / f"{sha256}.json"
-        if not path.exists():
-            write_whole(path, seal(manifest))
+        with locked(self._lock):
+            paths = sorted((self.index / "manifests").glob("*.json"))
+            if not paths or unseal(paths[-1])["sha256"] != sha256:
+                number = int(paths[-1].stem) + 1 if paths else 0
+                path = self.index / "manifests" / f"{number:06d}.json"
+                write_whole(path, seal({"sha256": sha256, "manifest": manifest}))
 
     def manifests(self) -> list[dict[str, Any]]:
         """The embedded manifests, oldest first."""
-        paths = sorted((self.index / "manifests").glob("*.json"), key=lambda p: p.stat().st_mtime)
-        return [unseal(path) for path in paths]
+        paths = sorted((self.index / "manifests").glob("*.json"))
+        return [unseal(path)["manifest"] for path in paths]
 
     def sweep(self, older_than_s: float, now_s: float) -> int:
         """Removes temporary files and claims that dead writers left; returns how many."""

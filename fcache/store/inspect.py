@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fcache.store.cache import View
-from fcache.store.records import Item, Name, Outcome
+from fcache.store.records import Item, Name, Outcome, standing
 
 VideoState = Literal["complete", "partial", "quarantined"]
 
@@ -118,9 +118,9 @@ def _ended_badly(view: View) -> dict[str, Outcome]:
 
 
 def _current_names(view: View) -> Iterator[Name]:
-    """The names of items that are not in quarantine."""
-    quarantined = _ended_badly(view)
-    return (name for name in view.state.names if name.item not in quarantined)
+    """The names that stand, less those of items in quarantine."""
+    quarantined, state = _ended_badly(view), view.state
+    return (n for n in standing(state.names, state.items) if n.item not in quarantined)
 
 
 def _quarantined(view: View) -> Iterator[tuple[str, str | None, str]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from fcache.errors import CacheCorruptError
 from fcache.store.current import Current
 from fcache.store.files import seal, unseal, write_whole
-from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS, Bucket
-from fcache.store.records import Item, Name
+from fcache.store.records import Item, Name, standing
 
 
 @dataclass(slots=True)
@@ -47,16 +46,8 @@ class Entries:
         Of a video's items of one selection the last named stands: its content may change, and
         change back.
         """
-        known = set(self.names)
-        standing = {(name.video_id, self._selection(name)): name.item for name in self.names}
-        return [
-            name
-            for name in dict.fromkeys(names)
-            if name not in known or standing[name.video_id, self._selection(name)] != name.item
-        ]
-
-    def _selection(self, name: Name) -> bytes:
-        return canonical(self.items[name.item].selection)
+        stand = set(standing(self.names, self.items))
+        return [name for name in dict.fromkeys(names) if name not in stand]
 
 
 def read_journal(index: Path) -> Entries:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.shard import ShardRecord
 
@@ -96,6 +97,12 @@ class Name:
     video_id: str
     item: str
     split: str | None = None
+
+
+def standing(names: Iterable[Name], items: Mapping[str, Item]) -> list[Name]:
+    """The names that stand: of a video's contents under one selection, the last said."""
+    last = {(name.video_id, canonical(items[name.item].selection)): name for name in names}
+    return list(last.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fcache.store.current import Current, Table
 from fcache.store.files import write_whole
 from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS
-from fcache.store.records import Part
+from fcache.store.records import PLACEMENT_FIELDS, Item, Part
 from fcache.store.shard import ShardRecord
 
 FRAMES = pa.schema(
@@ -131,17 +131,20 @@ class Tables:
         rows = [{"item": item, "num_frames": count} for item, count in ended.items()]
         return Tables(self.frames, self.shards, pa.Table.from_pylist(rows, ENDED))
 
-    def save(self, index: Path) -> None:
+    def save(self, index: Path, items: Mapping[str, Item]) -> None:
         """Puts a new generation in force; the caller holds the view's lock.
 
-        The generation before it stays for those who are reading it; older ones are removed.
+        The generation before it stays for those who are reading it; older ones are removed. Where
+        each frame lies on its canvas is in the journal; the frames table repeats it for readers
+        that know Parquet only.
         """
+        whole = Tables(_with_placement(self.frames, items), self.shards, self.ended)
         folder, current = index / "tables", Current.read(index) or Current()
         generation = current.generation + 1
         written = {}
         for name in SCHEMAS:
             path = folder / f"{name}.{generation:06d}.parquet"
-            written[name] = Table(path.name, _save_table(getattr(self, name), path))
+            written[name] = Table(path.name, _save_table(getattr(whole, name), path))
         replace(current, generation=generation, tables=written).write(index)
         kept = {table.name for table in (*written.values(), *current.tables.values())}
         for path in folder.glob("*.parquet"):
@@ -259,4 +262,17 @@ def _load_table(index: Path, current: Current, name: str) -> pa.Table:
             f"'{path}' does not match its checksum; a bit has changed. Restore it from a copy, or "
             "extract into another cache."
         )
-    return pq.read_table(pa.BufferReader(data)).cast(SCHEMAS[name])
+    schema = SCHEMAS[name]
+    return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
+
+
+def _with_placement(frames: pa.Table, items: Mapping[str, Item]) -> pa.Table:
+    """The frames table with the placement of each frame, null where its item is unknown."""
+    placements = [
+        dict(items[name].placement) if name in items else {} for name in frames["item"].to_pylist()
+    ]
+    for column in PLACEMENT_FIELDS:
+        kind = pa.bool_() if column == "flip" else pa.int32()
+        values = pa.array([placement.get(column) for placement in placements], kind)
+        frames = frames.append_column(column, values)
+    return frames

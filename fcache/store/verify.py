@@ -11,6 +11,7 @@ from fcache.store.files import unseal
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
 from fcache.store.layout import SHARD_ROWS, Bucket
+from fcache.store.records import standing
 from fcache.store.shard import check_shard
 
 # The sealed records that stand for themselves, and what becomes of a view without one.
@@ -91,7 +92,7 @@ def unfinished(index: ViewIndex, state: ViewState) -> list[str]:
     """Ids of the videos that are neither complete nor in quarantine."""
     return [
         name.video_id
-        for name in state.names
+        for name in standing(state.names, state.items)
         if not state.is_complete(state.items[name.item], index.feature_array)
         and not _quarantined(state, name.item)
     ]

@@ -165,6 +165,100 @@ def test_frame_the_json_does_not_list_has_no_label(tmp_path: Path) -> None:
             read("v", "1")
 
 
+def panoptic_reader(root: Path, path: str, json_path: str) -> LabelReader:
+    labels = Labels(format="panoptic", path=path, json_path=json_path)
+    return LabelReader([labels], CATEGORIES, root, origin="the test")
+
+
+def coco(frames: dict[str, int]) -> dict[str, Any]:
+    return {
+        "annotations": [
+            {"file_name": name, "segments_info": [segment(1, category)]}
+            for name, category in frames.items()
+        ]
+    }
+
+
+def test_shared_json_of_one_video_does_not_answer_for_another(tmp_path: Path) -> None:
+    for video in ("a", "b"):
+        save_ids(tmp_path / f"panoptic/{video}/0.png", [[1]])
+    save_json(tmp_path / "panoptic_gt.json", vipseg({"a": {"0": [segment(1, 9)]}}))
+    place = "panoptic/{video}/{frame}.png"
+    for reader in (
+        panoptic_reader(tmp_path, place, "panoptic_gt.json"),
+        LabelReader.open(tmp_path),
+    ):
+        assert reader.panoptic("a", "0").segments[0].id == 1
+        assert not reader.has("b", "0")
+        with pytest.raises(LabelError, match="for frame '0' of video 'b'"):
+            reader.semantic("b", "0")
+
+
+def test_json_kept_beside_its_video_may_call_it_otherwise(tmp_path: Path) -> None:
+    for video, category in (("train/a", 5), ("train/b", 9)):
+        save_ids(tmp_path / f"{video}/panoptic/0.png", [[1]])
+        name = video.replace("/", "_")
+        save_json(tmp_path / video / "gt.json", vipseg({name: {"0": [segment(1, category)]}}))
+    reader = panoptic_reader(tmp_path, "{video}/panoptic/{frame}.png", "{video}/gt.json")
+    assert reader.semantic("train/a", "0").tolist() == [[0]]
+    assert reader.semantic("train/b", "0").tolist() == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("place", "listed"),
+    [
+        ("p/{video}/{frame}.png", "{video}/{frame}.png"),
+        ("p/{video}/{frame}.png", "p/{video}/{frame}.png"),
+        ("{video}/panoptic/{frame}.png", "{video}/{frame}.jpg"),
+        ("{video}/panoptic/{frame}.png", "{video}/panoptic/{frame}.png"),
+        ("p/{video}/{frame}_ids.png", "{video}/{frame}.jpg"),
+    ],
+)
+def test_coco_frames_of_one_stem_are_told_apart_by_folder(
+    tmp_path: Path, place: str, listed: str
+) -> None:
+    names = {listed.format(video=v, frame="0001"): c for v, c in (("a", 5), ("b", 9))}
+    save_json(tmp_path / "all.json", coco(names))
+    for video in ("a", "b", "c"):
+        save_ids(tmp_path / place.format(video=video, frame="0001"), [[1]])
+    reader = panoptic_reader(tmp_path, place, "all.json")
+    assert reader.semantic("a", "0001").tolist() == [[0]]
+    assert reader.semantic("b", "0001").tolist() == [[1]]
+    assert not reader.has("c", "0001")
+
+
+def test_coco_single_images_of_one_stem_are_told_apart_by_id(tmp_path: Path) -> None:
+    save_json(tmp_path / "all.json", coco({"a/0001.png": 5, "b/0001.png": 9}))
+    for video in ("a", "b"):
+        save_ids(tmp_path / f"p/{video}/0001.png", [[1]])
+    reader = panoptic_reader(tmp_path, "p/{video}.png", "all.json")
+    assert reader.semantic("a/0001", "0001").tolist() == [[0]]
+    assert reader.semantic("b/0001", "0001").tolist() == [[1]]
+
+
+def test_only_coco_frame_of_a_stem_is_found_whatever_its_folder(tmp_path: Path) -> None:
+    save_json(tmp_path / "all.json", coco({"x/1.jpg": 5, "2.jpg": 9, "x/3.jpg": 5, "y/3.jpg": 9}))
+    for frame in "123":
+        save_ids(tmp_path / f"p/{frame}.png", [[1]])
+        save_ids(tmp_path / f"q/v/{frame}.png", [[1]])
+    reader = panoptic_reader(tmp_path, "p/{frame}.png", "all.json")
+    assert [reader.has("v", frame) for frame in "123"] == [True, True, False]
+    # With an image for each video, folder x may be another video.
+    reader = panoptic_reader(tmp_path, "q/{video}/{frame}.png", "all.json")
+    assert [reader.has("v", frame) for frame in "123"] == [False, True, False]
+
+
+def test_frame_listed_twice_is_refused(tmp_path: Path) -> None:
+    save_ids(tmp_path / "p/v/0.png", [[1]])
+    twice = vipseg({"v": {"0": [segment(1, 5)]}})
+    twice["annotations"] *= 2
+    for table, name in ((coco({"v/0.png": 5, "v/0.jpg": 9}), "v/0"), (twice, "0")):
+        save_json(tmp_path / "all.json", table)
+        reader = panoptic_reader(tmp_path, "p/{video}/{frame}.png", "all.json")
+        with pytest.raises(LabelError, match=rf"all\.json' frame '{name}' is listed twice"):
+            reader.semantic("v", "0")
+
+
 def test_frame_without_segments_is_all_ignored(tmp_path: Path) -> None:
     save_ids(tmp_path / "p/v/0.png", [[0, 3]])
     save_json(tmp_path / "all.json", vipseg({"v": {"0": []}}))

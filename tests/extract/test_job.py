@@ -14,7 +14,8 @@ from fcache.errors import ConfigError, NoSpaceError
 from fcache.extract import tasks
 from fcache.manifest import Manifest, Video, load_manifest
 from fcache.sources.content import content_hash
-from fcache.store.verify import check_metadata, check_shards
+from fcache.store.layout import Bucket
+from fcache.store.verify import check_metadata, check_shards, unfinished
 from tests.extract.making import (
     LENGTHS,
     PYRAMID,
@@ -29,7 +30,7 @@ from tests.extract.making import (
     stored,
     tree,
 )
-from tests.sources.media import encode, media_data, moving_frames
+from tests.sources.media import media_data, moving_frames
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +275,10 @@ def test_a_file_that_changed_after_its_manifest_is_quarantined_until_restored(
     summary = extract(manifest, tmp_path / "cache")
     assert "has changed" in summary.quarantined["v"]
     assert open_cache(tmp_path / "cache").view().videos == []
-    path.write_bytes(good)
+    path.unlink()
     assert list(extract(manifest, tmp_path / "cache").quarantined) == ["v"]
-    assert extract(manifest, tmp_path / "cache", retry_failed=True).num_frames == 3
+    path.write_bytes(good)
+    assert extract(manifest, tmp_path / "cache").num_frames == 3
     assert lengths(tmp_path / "cache") == {"v": 3}
     assert extract(manifest, tmp_path / "cache").quarantined == {}
 
@@ -399,11 +401,24 @@ def test_a_split_that_is_not_there_names_those_that_are(videos: Path, tmp_path: 
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_manifest_that_says_another_size_quarantines_the_video(tmp_path: Path) -> None:
-    path = encode(tmp_path / "x.mp4", moving_frames(4, 48, 64))
-    manifest = manifest_of(path, tmp_path, num_frames=4, height=64, width=48)
-    summary = extract(manifest, tmp_path / "cache")
-    assert "the plan expected 48x64" in summary.quarantined["v"]
+def test_the_file_and_not_the_manifest_says_how_large_a_video_is(
+    videos: Path, done: Path, tmp_path: Path
+) -> None:
+    manifest = manifest_of(videos / "c.mp4", tmp_path, num_frames=3, height=64, width=48)
+    assert extract(manifest, tmp_path / "cache").quarantined == {}
+    assert_same(stored(tmp_path / "cache", "v"), stored(done, "c"))
+
+
+def test_a_replaced_video_leaves_nothing_unfinished(videos: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(videos / "b.mp4", tmp_path / "v.mp4"))
+    cache = tmp_path / "cache"
+    extract(path, cache)
+    index = open_cache(cache).view().index
+    index.forget(Bucket(32, 64), [1])  # as if the job had been killed before the last shard
+    make_video(path, 4)
+    extract(path, cache)
+    assert lengths(cache) == {"v": 4}
+    assert unfinished(index, index.load()) == []
 
 
 def test_the_rate_of_the_plan_is_that_of_the_last_commits(done: Path, videos: Path) -> None:

@@ -271,10 +271,10 @@ def test_commit_that_comes_while_folding_is_not_lost(
     job = threading.Thread(target=index.commit, args=[newer])
     save = Tables.save
 
-    def commit_then_save(tables: Tables, folder: Path) -> None:
+    def commit_then_save(tables: Tables, folder: Path, items: dict[str, Item]) -> None:
         job.start()
         job.join(0.2)
-        save(tables, folder)
+        save(tables, folder, items)
 
     monkeypatch.setattr(Tables, "save", commit_then_save)
     index.fold()
