@@ -15,7 +15,7 @@ from fcache.cli.output import (
     human_bytes,
     human_seconds,
 )
-from fcache.errors import QUARANTINED_EXIT_CODE, CacheError, FcacheError
+from fcache.errors import QUARANTINED_EXIT_CODE, CacheError, ConfigError, FcacheError
 
 if TYPE_CHECKING:
     from fcache.config import ExtractConfig
@@ -107,7 +107,14 @@ def why(
     views = open_cache(cache).views
     found: list[dict[str, Any]] = []
     for view in views:
-        wanted = changed_identity(view.index, words)
+        try:
+            wanted = changed_identity(view.index, words)
+        except ConfigError as error:
+            if len(views) == 1:
+                raise
+            # The setting fits another view's kind of backbone.
+            found.append({"view": view.key, "hit": None, "impossible": error.message})
+            continue
         hit = next((other.key for other in views if other.key == view_key(wanted)), None)
         fields = differences(view.identity, wanted)
         found.append(
@@ -121,7 +128,9 @@ def why(
     if as_json:
         emit_json("why", {"views": found})
     for one in found if not as_json else []:
-        if one["hit"]:
+        if "impossible" in one:
+            print(f"MISS  from {one['view']}: {one['impossible']}")
+        elif one["hit"]:
             print(f"HIT   {one['hit']} holds it (asked from {one['view']})")
         else:
             print(f"MISS  {one['wanted']} is not there; from {one['view']} it differs in:")

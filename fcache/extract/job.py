@@ -256,7 +256,16 @@ def _stoppable(stop_file: Path, report: Report) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
     try:
         yield
+    except InterruptedJobError:
+        stop_file.unlink(missing_ok=True)
+        raise
+    except BaseException:
+        # It stays until a sweep: workers of a scheduler that lives on stop at their next shard.
+        with suppress(OSError):
+            stop_file.touch()
+        raise
+    else:
+        stop_file.unlink(missing_ok=True)
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
-        stop_file.unlink(missing_ok=True)

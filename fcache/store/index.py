@@ -234,9 +234,10 @@ class ViewIndex:
         return [unseal(path)["manifest"] for path in paths]
 
     def sweep(self, older_than_s: float, now_s: float) -> int:
-        """Removes temporary files and claims that dead writers left; returns how many."""
+        """Removes what dead writers left: claims, temporary files, words to stop; returns how many."""
         swept = sweep_claims(self.index)
-        for path in self.folder.rglob(f".*{TMP_SUFFIX}"):
+        left = (*self.folder.rglob(f".*{TMP_SUFFIX}"), *self.index.glob("claims/*.stop"))
+        for path in left:
             with suppress(FileNotFoundError):
                 if now_s - path.stat().st_mtime > older_than_s:
                     path.unlink()
