@@ -234,7 +234,7 @@ class ViewIndex:
         return [unseal(path)["manifest"] for path in paths]
 
     def sweep(self, older_than_s: float, now_s: float) -> int:
-        """Removes what dead writers left: claims, temporary files, words to stop; returns how many."""
+        """Removes what dead writers left: claims, stop files, temporary files; returns how many."""
         swept = sweep_claims(self.index)
         left = (*self.folder.rglob(f".*{TMP_SUFFIX}"), *self.index.glob("claims/*.stop"))
         for path in left:

@@ -163,7 +163,8 @@ def test_ctrl_c_stops_soon_with_130_and_the_same_command_goes_on(
     (message,) = spoken(err)
     assert "The same command goes on from there." in message
     assert any(line["event"] == "stopping" for line in events(err.replace(message, "")))
-    assert not any(cache.glob("*/index/claims/*.stop"))
+    if times == 1:  # stopped at once, the word to stop stays for workers that outlive the job
+        assert not any(cache.glob("*/index/claims/*.stop"))
     assert shard_hashes(cache).items() < wanted.items()
     extract(videos, cache, short_side=96)
     assert_whole(cache, wanted)
