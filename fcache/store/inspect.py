@@ -131,8 +131,9 @@ def _quarantined(view: View) -> Iterator[tuple[str, str | None, str]]:
             complete |= {(name.video_id, _frames_wanted(items[name.item])), (name.video_id, None)}
     for key, outcome in _ended_badly(view).items():
         wanted = _frames_wanted(items[key]) if key in items else None
-        names = [name for name in view.state.names if name.item == key]
-        for name in names or [Name(outcome.video_id, key)]:
+        # A source that was never opened has no name; one that was replaced has no standing one.
+        names = [name for name in standing(view.state.names, items) if name.item == key]
+        for name in names if key in items else [Name(outcome.video_id, key)]:
             if (name.video_id, wanted) not in complete:
                 yield name.video_id, name.split, outcome.reason
 

@@ -14,6 +14,7 @@ from fcache.errors import ConfigError, NoSpaceError
 from fcache.extract import tasks
 from fcache.manifest import Manifest, Video, load_manifest
 from fcache.sources.content import content_hash
+from fcache.store.inspect import list_videos
 from fcache.store.layout import Bucket
 from fcache.store.verify import check_metadata, check_shards, unfinished
 from tests.extract.making import (
@@ -308,7 +309,6 @@ def test_damage_quarantines_and_keep_prefix_rescues_without_computing_sound_vide
 
 
 def test_a_mended_file_is_no_longer_listed_as_quarantined(tmp_path: Path) -> None:
-    from fcache.store.inspect import list_videos
 
     path = make_video(tmp_path / "v" / "x.mp4", 3)
     good = path.read_bytes()
@@ -318,6 +318,16 @@ def test_a_mended_file_is_no_longer_listed_as_quarantined(tmp_path: Path) -> Non
     assert extract(path.parent, tmp_path / "cache").quarantined == {}
     rows = list(list_videos(open_cache(tmp_path / "cache").view()))
     assert [(row.video_id, row.state) for row in rows] == [("x", "complete")]
+
+
+def test_a_broken_video_replaced_by_another_broken_one_is_listed_once(tmp_path: Path) -> None:
+    cache, path = tmp_path / "cache", tmp_path / "videos" / "x.mp4"
+    path.parent.mkdir()
+    for num_frames in (30, 40):
+        damaged_copy(make_video(tmp_path / f"{num_frames}.mp4", num_frames), path)
+        extract(path.parent, cache)
+    rows = list(list_videos(open_cache(cache).view()))
+    assert [(row.video_id, row.state) for row in rows] == [("x", "quarantined")]
 
 
 def test_the_first_videos_alone_are_read_and_extracted(videos: Path, tmp_path: Path) -> None:
