@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from fcache.errors import ConfigError, nearest
 
-StoredDtype = Literal["float16", "bfloat16", "float32"]
+StoredDtype = Literal["float16", "bfloat16", "float32", "int8"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 PositionRule = Literal["dinov2", "dinov2_reg", "timm"]
 
@@ -26,21 +36,79 @@ class Settings(BaseModel):
     """Base of every settings class: frozen, and strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    # An override of the key drops the recipe's values of the keys it stands in for.
+    # An override of the key drops the recipe's values of the keys it stands in for...
     replaces: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # ...and key=none drops those that mean nothing without it.
+    dependents: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 def _parse_size(value: object) -> object:
     """Reads ``480x864`` (height x width, pixels)."""
     if isinstance(value, str):
         height, cross, width = value.lower().partition("x")
-        if not (cross and height.strip().isdigit() and width.strip().isdigit()):
+        if not (cross and height.strip().isdecimal() and width.strip().isdecimal()):
             raise ValueError(f"'{value}' is not HEIGHTxWIDTH, for example 480x864")
         return (int(height), int(width))
     return value
 
 
+def _parse_crop(value: object) -> object:
+    """Reads ``604`` (a square) or ``630x1120`` (height x width), pixels."""
+    if isinstance(value, str) and not value.strip().isdecimal():
+        try:
+            return _parse_size(value)
+        except ValueError:
+            raise ValueError(
+                f"'{value}' is not SIDE or HEIGHTxWIDTH, for example 604 or 630x1120"
+            ) from None
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        return (int(value), int(value))
+    return value
+
+
 Size = Annotated[tuple[int, int], BeforeValidator(_parse_size)]
+Crop = Annotated[tuple[int, int], BeforeValidator(_parse_crop)]
+
+
+@dataclass(frozen=True, slots=True)
+class SideRange:
+    """Sides from ``low`` to ``high`` pixels, both included; written ``480..1080``."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(
+                f"'{self}' is not a range of sides; expected LOW..HIGH with 1 <= LOW <= HIGH, "
+                "for example 480..1080"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+
+def _parse_side(value: object) -> int | SideRange:
+    """Reads ``720`` or ``480..1080``; a range of one side is that side."""
+    if isinstance(value, SideRange):
+        return value if value.low < value.high else value.low
+    low, dots, high = str(value).partition("..")
+    if dots and low.strip().isdecimal() and high.strip().isdecimal():
+        return _parse_side(SideRange(int(low), int(high)))
+    if low.strip().isdecimal() and not dots and int(low) >= 1:
+        return int(low)
+    raise ValueError(
+        f"'{value}' is not a number of pixels, or LOW..HIGH, for example 720 or 480..1080"
+    )
+
+
+ShortSide = Annotated[
+    int | SideRange,
+    PlainValidator(_parse_side),
+    PlainSerializer(lambda side: side if isinstance(side, int) else str(side)),
+]
+
+PATCH_14_MULTIPLE = 28  # pixels; two patches of 14, so that every level has whole tokens
 
 
 class Selection(Settings):
@@ -75,26 +143,74 @@ class ViewGeometry(Settings):
     ``long_side_max``), or the frame is resized to ``size`` = (height, width), all in pixels.
     ``patch`` 16 (the DVIS++ way; also what pyramids use) pads right and bottom to multiples of
     32; ``patch`` 14 resizes both sides to the nearest multiple of 28 and pads nothing.
+    ``fcache.sources.geometry`` says what sides above 1344 are padded to.
+
+    With ``crop`` = (height, width) it is a crop view: of the resized frame a part of at most that
+    size is kept. A short side out of the range, a flip and the part's place are drawn once per
+    video and draw, from ``crop_seed``.
     """
 
-    short_side: int | None = Field(default=None, ge=1)
+    short_side: ShortSide | None = None
     long_side_max: int | None = Field(default=None, ge=1)
     size: Size | None = None
     patch: Literal[14, 16] = 16
     flip: bool = False
+    crop: Crop | None = None
+    crop_seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> ViewGeometry:
         if (self.short_side is None) == (self.size is None):
-            raise ValueError("give short_side=N or size=HEIGHTxWIDTH, one of the two")
+            wanted = "short_side=N or size=HEIGHTxWIDTH, one of the two"
+            if self.crop is not None:
+                wanted = "short_side=N or short_side=LOW..HIGH with crop="
+            raise ValueError(f"give {wanted}")
         if self.size is not None and self.long_side_max is not None:
             raise ValueError("long_side_max= limits short_side=; it has no meaning with size=")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size={self.size[0]}x{self.size[1]} has an empty side")
-        limits = (self.short_side, self.long_side_max)
-        if limits[0] is not None and limits[1] is not None and limits[1] < limits[0]:
-            raise ValueError(f"long_side_max={limits[1]} is below short_side={limits[0]}")
+        short = self.short_side
+        most = short.high if isinstance(short, SideRange) else short
+        if most and self.long_side_max is not None and self.long_side_max < most:
+            raise ValueError(f"long_side_max={self.long_side_max} is below short_side={short}")
+        self._check_crop()
         return self
+
+    def _check_crop(self) -> None:
+        if self.crop is None:
+            if isinstance(self.short_side, SideRange):
+                raise ValueError(
+                    f"short_side={self.short_side} is a range, from which only crop= draws; "
+                    f"give crop=604, or one side such as short_side={self.short_side.high}"
+                )
+            if self.crop_seed != 0:
+                raise ValueError(f"crop_seed={self.crop_seed} has no meaning without crop=")
+            return
+        crop = f"crop={self.crop[0]}x{self.crop[1]}"
+        if min(self.crop) < 1:
+            raise ValueError(f"{crop} has an empty side")
+        if self.size is not None:
+            raise ValueError(
+                f"{crop} is cut from a frame resized by short_side=; it has no meaning with size="
+            )
+        if self.flip:
+            raise ValueError(f"flip=true has no meaning with {crop}: its flips are drawn")
+        for side in self.crop if self.patch == 14 else ():
+            if side % PATCH_14_MULTIPLE:
+                below = side - side % PATCH_14_MULTIPLE
+                near = [f"{n}" for n in (below, below + PATCH_14_MULTIPLE) if n]
+                raise ValueError(
+                    f"{crop}: {side} is not a multiple of {PATCH_14_MULTIPLE}, which patch=14 "
+                    f"needs; nearest: {', '.join(near)}"
+                )
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the geometry as it enters a view's identity, in JSON's types.
+
+        Full views leave out what only crop views have, so that their keys do not depend on it.
+        """
+        crop_only = {"crop", "crop_seed"} if self.crop is None else set()
+        return self.model_dump(mode="json", exclude=crop_only)
 
 
 class BackboneSettings(Settings):
@@ -117,11 +233,13 @@ class ExtractConfig(Settings):
     """Everything ``fcache extract`` can be told by ``key=value``."""
 
     replaces = {
-        "size": ("short_side", "long_side_max"),
+        "size": ("short_side", "long_side_max", "crop", "crop_seed", "crops"),
         "short_side": ("size",),
+        "crop": ("size", "flip"),
         "fps": ("stride",),
         "stride": ("fps",),
     }
+    dependents = {"crop": ("crop_seed", "crops")}
 
     kind: Literal["stage"] = "stage"
     stage: Literal["extract"] = "extract"
@@ -135,10 +253,13 @@ class ExtractConfig(Settings):
     dtype: StoredDtype = "float16"
     # the view
     patch: Literal[14, 16] = 16
-    short_side: int | None = None
+    short_side: ShortSide | None = None
     long_side_max: int | None = None
     size: Size | None = None
     flip: bool = False
+    crop: Crop | None = None
+    crop_seed: int = 0
+    crops: int = Field(default=1, ge=1)  # draws per video, 0 to crops - 1; not in the identity
     # which frames
     fps: float | None = None
     stride: int = 1
@@ -147,9 +268,11 @@ class ExtractConfig(Settings):
     max_frames: int | None = None
     on_error: Literal["quarantine", "keep_prefix"] = "quarantine"
     split: str | None = None
+    reuse: Literal["content", "name"] = "content"  # what makes a cached frame of a folder the same
     # the job
     batch: Literal[1, 2, 4, 8, 16] = 1
     device: str = "auto"
+    calibration_frames: int = Field(default=500, ge=1)  # at most; of int8
     workers: int = Field(default=0, ge=0)  # 0: one per GPU, or one on a CPU
     retries: int = Field(default=2, ge=0)
     max_bytes: int | None = Field(default=None, ge=1)
@@ -158,6 +281,8 @@ class ExtractConfig(Settings):
     @model_validator(mode="after")
     def _parts_are_valid(self) -> ExtractConfig:
         _ = (self.selection, self.geometry, self.backbone)
+        if self.crop is None and self.crops != 1:
+            raise ValueError(f"crops={self.crops} has no meaning without crop=")
         return self
 
     @property
@@ -297,9 +422,14 @@ def resolve(
 def layered(
     kind: type[Settings], older: Mapping[str, Any], newer: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns a table with another over it, less what the newer keys stand in for."""
-    replaced = {old for key in newer for old in kind.replaces.get(key, ())}
-    return {**{key: value for key, value in older.items() if key not in replaced}, **newer}
+    """Returns a table with another over it, less what the newer keys stand in for.
+
+    A newer key that is None stands in for nothing; it takes along what depends on it.
+    """
+    dropped: set[str] = set()
+    for key, value in newer.items():
+        dropped.update((kind.dependents if value is None else kind.replaces).get(key, ()))
+    return {**{key: value for key, value in older.items() if key not in dropped}, **newer}
 
 
 def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN401

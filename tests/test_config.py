@@ -13,6 +13,7 @@ from fcache.config import (
     ProbeConfig,
     Selection,
     Settings,
+    SideRange,
     ViewGeometry,
     layered,
     load_recipe,
@@ -24,9 +25,11 @@ from fcache.config import (
     split_overrides,
 )
 from fcache.errors import ConfigError
+from fcache.store.identity import view_key
 
 KINDS: dict[str, type[Settings]] = {"extract": ExtractConfig, "probe": ProbeConfig}
 MODEL = {"model": "vit_small_patch14_dinov2", "short_side": 720}
+CROPS = {"model": "m", "short_side": "480..1080", "crop": 604, "crops": 4, "crop_seed": 3}
 
 
 def problems_of(kind: type[Settings], recipe: dict[str, Any], overrides: dict[str, str]) -> str:
@@ -40,8 +43,10 @@ def test_every_shipped_recipe_resolves(name: str) -> None:
     recipe = load_recipe(name)
     if recipe["kind"] == "stage":
         settings = resolve(KINDS[recipe["stage"]], recipe, {})
+        written = settings.model_dump(mode="json")
         for key, value in recipe.items():
-            assert getattr(settings, key) == value
+            square = [value, value] if key == "crop" else value
+            assert written[key] in (value, square)
 
 
 def test_shipped_recipes_are_found() -> None:
@@ -179,6 +184,29 @@ def test_missing_value_says_how_to_give_it() -> None:
         ({"start": "3", "end": "2"}, "end=2.0 is not after start=3.0"),
         ({"dtype": "int3"}, "dtype=int3: "),
         ({"flip": "perhaps"}, "flip=perhaps: "),
+        ({"short_side": "tall"}, "short_side=tall: 'tall' is not a number of pixels, or LOW..HIGH"),
+        ({"short_side": "480.."}, "'480..' is not a number of pixels"),
+        ({"short_side": "0"}, "'0' is not a number of pixels"),
+        ({"short_side": "480..1080"}, "short_side=480..1080 is a range, from which only crop="),
+        ({"short_side": "9..8", "crop": "604"}, "'9..8' is not a range of sides; expected LOW"),
+        ({"short_side": "0..8", "crop": "604"}, "'0..8' is not a range of sides; expected LOW"),
+        (
+            {"short_side": "480..1080", "crop": "604", "long_side_max": "1000"},
+            "long_side_max=1000 is below short_side=480..1080",
+        ),
+        ({"crop": "big"}, "'big' is not SIDE or HEIGHTxWIDTH, for example 604 or 630x1120"),
+        ({"crop": "0x32"}, "crop=0x32 has an empty side"),
+        ({"crop": "604", "flip": "true"}, "flip=true has no meaning with crop=604x604"),
+        ({"crop": "604", "size": "480x864"}, "crop=604x604 is cut from a frame resized by short"),
+        ({"crop": "604", "short_side": "none"}, "give short_side=N or short_side=LOW..HIGH with"),
+        (
+            {"crop": "588x604", "patch": "14"},
+            "604 is not a multiple of 28, which patch=14 needs; nearest: 588, 616",
+        ),
+        ({"crop": "20", "patch": "14"}, "nearest: 28"),
+        ({"crops": "4"}, "crops=4 has no meaning without crop="),
+        ({"crop": "604", "crops": "0"}, "crops=0: "),
+        ({"crop_seed": "4"}, "crop_seed=4 has no meaning without crop="),
     ],
 )
 def test_impossible_combinations_are_explained(overrides: dict[str, str], expected: str) -> None:
@@ -192,10 +220,84 @@ def test_parts_of_an_extraction_hold_their_own_settings() -> None:
     assert settings.backbone.model == MODEL["model"]
 
 
-def test_settings_survive_a_round_trip_through_toml_values() -> None:
-    settings = resolve(ExtractConfig, MODEL, {"size": "480x864", "blocks": "[1, 2, 3, 4]"})
+def test_a_crop_is_a_square_or_height_by_width() -> None:
+    for written, crop in (("604", (604, 604)), ("630x1120", (630, 1120)), (" 8 X 9 ", (8, 9))):
+        assert resolve(ExtractConfig, MODEL, {"crop": written}).geometry.crop == crop
+    for written, crop in ((604, (604, 604)), ([630, 1120], (630, 1120)), ("840", (840, 840))):
+        assert resolve(ExtractConfig, {**MODEL, "crop": written}, {}).crop == crop
+    assert resolve(ExtractConfig, MODEL, {"crop": "588x616", "patch": "14"}).crop == (588, 616)
+
+
+def test_a_range_of_sides_reads_and_prints_alike() -> None:
+    settings = resolve(ExtractConfig, MODEL, {"crop": "604", "short_side": "480..1080"})
+    assert settings.short_side == settings.geometry.short_side == SideRange(480, 1080)
+    assert settings.model_dump(mode="json")["short_side"] == "480..1080"
+    assert settings.geometry.identity()["short_side"] == "480..1080"
+    assert resolve(ExtractConfig, CROPS, {}).short_side == SideRange(480, 1080)
+    # A range of one side is that side, and the same view.
+    assert resolve(ExtractConfig, MODEL, {"short_side": "720..720"}).short_side == 720
+
+
+def test_a_crop_stands_in_for_a_size_and_a_flip() -> None:
+    older = {"model": "m", "size": [480, 864], "flip": True}
+    cropped = resolve(ExtractConfig, older, {"crop": "604", "short_side": "480..1080"})
+    assert (cropped.size, cropped.flip, cropped.crop) == (None, False, (604, 604))
+    whole = resolve(ExtractConfig, CROPS, {"size": "480x864"})
+    assert (whole.crop, whole.crops, whole.crop_seed, whole.short_side) == (None, 1, 0, None)
+
+
+def test_crop_none_takes_along_what_only_crops_have() -> None:
+    whole = resolve(ExtractConfig, CROPS, {"crop": "none", "short_side": "720"})
+    assert whole == resolve(ExtractConfig, {"model": "m", "short_side": 720}, {})
+    assert "is a range" in problems_of(ExtractConfig, CROPS, {"crop": "none"})
+
+
+def test_none_stands_in_for_nothing() -> None:
+    older = {"model": "m", "size": [480, 864], "flip": True, "stride": 4}
+    words = {"crop": "none", "short_side": "none", "fps": "none"}
+    assert resolve(ExtractConfig, older, words) == resolve(ExtractConfig, older, {})
+
+
+# Keys of caches that exist: they must never change.
+@pytest.mark.parametrize(
+    ("view", "key"),
+    [
+        ({"short_side": 720, "long_side_max": 1333}, "ded3adc2cf3c2bea"),
+        ({"size": "480x864"}, "924756b36799b310"),
+        ({"short_side": 480, "patch": 14, "flip": True}, "d2885356b6ab5a70"),
+    ],
+)
+def test_crop_settings_do_not_enter_the_identity_of_a_full_view(
+    view: dict[str, Any], key: str
+) -> None:
+    identity = ViewGeometry(**view).identity()
+    assert list(identity) == ["short_side", "long_side_max", "size", "patch", "flip"]
+    assert view_key({"view": identity}) == key
+
+
+def test_crop_and_seed_are_identity_and_the_number_of_draws_is_not() -> None:
+    identities = [
+        resolve(ExtractConfig, CROPS, words).geometry.identity()
+        for words in ({}, {"crops": "8"}, {"crop_seed": "4"}, {"crop": "608"}, {"patch": "16"})
+    ]
+    assert identities[0] == identities[1] == identities[4]
+    assert (identities[0]["crop"], identities[0]["crop_seed"]) == ([604, 604], 3)
+    assert len({view_key(identity) for identity in identities}) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"size": "480x864", "blocks": "[1, 2, 3, 4]"},
+        {"crop": "630x1120", "short_side": "480..1080", "crops": "4", "crop_seed": "9"},
+    ],
+)
+def test_settings_survive_a_round_trip_through_toml_values(words: dict[str, str]) -> None:
+    settings = resolve(ExtractConfig, MODEL, words)
     table = settings.model_dump(mode="json", exclude_none=True)
     assert resolve(ExtractConfig, table, {}) == settings
+    assert ExtractConfig.model_validate_json(settings.model_dump_json()) == settings
+    assert ExtractConfig(**settings.model_dump()) == settings
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import cast
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.config import use_fused_attn
 from torch import Tensor, nn
 
+from fcache.backbones.backbone import Backbone
 from fcache.backbones.description import Blueprint, Description, StageSpec
 from fcache.backbones.pyramid import PyramidTrunk, build_net, pyramid_blueprint, wrapped_names
 from fcache.backbones.resample import resize_kernel
@@ -92,89 +93,11 @@ def load(
     return Backbone(trunk, blueprint.description, compute, sha256, tensors.source).to(device)
 
 
-class Backbone(nn.Module):
-    """A frozen network from uint8 canvases to four stage outputs.
-
-    ``weights_sha256`` names the values (see ``weights_hash``), ``weights_source`` says where they
-    came from, for example ``file dinov2_vitg14_pretrain.pth``.
-    """
-
-    mean: Tensor  # [3]
-    std: Tensor  # [3]
-
-    def __init__(
-        self,
-        trunk: VitTrunk | PyramidTrunk,
-        description: Description,
-        compute: torch.dtype,
-        weights_sha256: str,
-        weights_source: str,
-    ) -> None:
-        super().__init__()
-        self.description = description
-        self.weights_sha256 = weights_sha256
-        self.weights_source = weights_source
-        self.compute = compute
-        self.trunk = trunk
-        self.register_buffer("mean", torch.tensor(description.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(description.std), persistent=False)
-        self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stays in evaluation mode: the backbone is frozen wherever it is built in."""
-        super().train(False)
-        return self
-
-    @torch.no_grad()
-    def forward(
-        self,
-        canvas: Tensor,  # [B, height, width, 3] uint8 RGB, on the backbone's device
-        valid_hw: Sequence[tuple[int, int]] | tuple[int, int],
-    ) -> list[Tensor]:  # 4 x [B, H, W, C] float32
-        """Returns the stage outputs of padded frames.
-
-        ``valid_hw`` is the (height, width) that holds a frame, at the top left: one pair for all,
-        or one per frame. Outside it pixels are zero after normalisation, whatever the canvas holds.
-
-        Raises:
-            ValueError: the canvas is not uint8 [B, height, width, 3] with sides the network takes.
-        """
-        pixels = self.normalise(canvas, valid_hw)
-        with torch.autocast(
-            canvas.device.type, dtype=self.compute, enabled=self.compute != torch.float32
-        ):
-            outputs = self.trunk(pixels)
-        return [output.float().contiguous() for output in outputs]
-
-    def normalise(
-        self,
-        canvas: Tensor,  # [B, height, width, 3] uint8
-        valid_hw: Sequence[tuple[int, int]] | tuple[int, int],
-    ) -> Tensor:  # [B, 3, height, width] float32
-        """Returns (pixel - mean) / std inside the valid area and zero outside."""
-        if canvas.dtype != torch.uint8 or canvas.ndim != 4 or canvas.shape[-1] != 3:
-            raise ValueError(
-                f"canvas is {canvas.dtype} {tuple(canvas.shape)}; expected uint8 [B, H, W, 3]"
-            )
-        count, height, width, _ = canvas.shape
-        multiple = self.trunk.multiple
-        if height % multiple or width % multiple:
-            raise ValueError(
-                f"canvas is {height}x{width} pixels; expected multiples of {multiple} for "
-                f"'{self.description.model}'"
-            )
-        areas = _areas(valid_hw, count, (height, width))
-        pixels = ((canvas.float() - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
-        for frame, (valid_height, valid_width) in zip(pixels, areas, strict=True):
-            frame[:, valid_height:] = 0
-            frame[:, :, valid_width:] = 0
-        return pixels
-
-
-def versions(device: torch.device | None = None) -> dict[str, str]:
+def versions(device: torch.device | None = None, *, attention: str = "") -> dict[str, str]:
     """Returns what may change a feature's last bits without changing its identity.
 
-    ``device`` defaults to CUDA where there is one.
+    ``device`` defaults to CUDA where there is one, ``attention`` to that of ``Backbone.forward``:
+    PyTorch's ``sdpa``, or timm's own sums where its ``TIMM_FUSED_ATTN=0`` asks for them.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_cuda = device.type == "cuda"
@@ -183,7 +106,7 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
         "torch": str(torch.__version__),
         "timm": str(timm.__version__),
         "device": torch.cuda.get_device_name(device) if on_cuda else f"cpu {cpu}",
-        "attention": "sdpa",
+        "attention": attention or ("sdpa" if use_fused_attn() else "timm unfused"),
     }
 
 
@@ -192,21 +115,6 @@ def _blueprint(settings: BackboneSettings) -> Blueprint:
     if is_plain(outline(settings.model)):
         return vit_blueprint(settings)
     return pyramid_blueprint(settings)
-
-
-def _areas(
-    valid_hw: Sequence[tuple[int, int]] | tuple[int, int], count: int, canvas: tuple[int, int]
-) -> list[tuple[int, int]]:
-    is_pair = len(valid_hw) == 2 and all(isinstance(side, int) for side in valid_hw)
-    areas = [valid_hw] * count if is_pair else list(valid_hw)
-    pairs = [(int(area[0]), int(area[1])) for area in cast("list[tuple[int, int]]", areas)]
-    inside = all(0 < h <= canvas[0] and 0 < w <= canvas[1] for h, w in pairs)
-    if len(pairs) != count or not inside:
-        raise ValueError(
-            f"valid_hw={valid_hw} does not fit {count} canvases of {canvas[0]}x{canvas[1]} pixels; "
-            f"expected one (height, width) for all or one each, inside the canvas"
-        )
-    return pairs
 
 
 def _empty_trunk(

@@ -8,12 +8,13 @@ head are dropped: a stage output is the raw residual stream after a block, patch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard, cast
 
 import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fcache.backbones.description import (
@@ -26,6 +27,7 @@ from fcache.backbones.description import (
     normalisation,
     split_name,
 )
+from fcache.backbones.packed import Attend, packed_block
 from fcache.backbones.resample import default_rule, resample_positions
 from fcache.config import BackboneSettings, PositionRule
 from fcache.errors import ConfigError
@@ -172,6 +174,11 @@ class VitTrunk(nn.Module):
         """Both sides of a canvas are multiples of this, in pixels."""
         return self.patch
 
+    def num_tokens(self, pixels: Tensor) -> int:
+        """Tokens of one frame of this size, class token and registers included."""
+        rows, columns = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+        return int(self.vit.num_prefix_tokens) + rows * columns
+
     def forward(
         self,
         pixels: Tensor,  # [B, 3, height, width] normalised, zero outside the valid area
@@ -185,6 +192,26 @@ class VitTrunk(nn.Module):
             tokens = block(tokens)
             if index in self.taps:
                 outputs.append(tokens[:, num_prefix:].unflatten(1, (rows, columns)))
+        return outputs
+
+    def forward_packed(
+        self,
+        frames: Sequence[Tensor],  # F of [1, 3, height, width]
+        attend: Attend,
+    ) -> list[list[Tensor]]:  # F x 4 x [H, W, C]
+        """Returns what ``forward`` returns for each frame, computed as one sequence."""
+        grids = [(f.shape[-2] // self.patch, f.shape[-1] // self.patch) for f in frames]
+        embedded = [self.embed(f, grid) for f, grid in zip(frames, grids, strict=True)]
+        lengths = [tokens.shape[1] for tokens in embedded]
+        tokens = torch.cat(embedded, 1)
+        num_prefix = int(self.vit.num_prefix_tokens)
+        outputs: list[list[Tensor]] = [[] for _ in frames]
+        for index, block in enumerate(self.vit.blocks):
+            tokens = packed_block(cast("Block", block), tokens, attend)
+            if index in self.taps:
+                parts = torch.split(tokens[0], lengths)
+                for stages, part, grid in zip(outputs, parts, grids, strict=True):
+                    stages.append(part[num_prefix:].reshape(*grid, -1))
         return outputs
 
     def embed(

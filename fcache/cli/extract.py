@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fcache.config import ExtractConfig
     from fcache.extract.job import JobSummary
     from fcache.extract.plan import ExtractPlan
+    from fcache.extract.request import ExtractRequest
 
 
 def extract(
@@ -57,6 +58,8 @@ def extract(
     from fcache.extract.request import plan_request, read_request
 
     request = read_request(words)
+    if request.config.dtype == "int8":
+        request = _calibrated(request, cache, scheduler, only_look=plan)
     with Progress("read", len(request.sources), "sources") as reading:
         planned, manifest = plan_request(
             request,
@@ -139,6 +142,27 @@ def why(
         raise typer.Exit(CacheError.exit_code)
 
 
+def _calibrated(
+    request: ExtractRequest, cache: Path, scheduler: str, *, only_look: bool
+) -> ExtractRequest:
+    """Gives a request of int8 its channel scales: the cache's, or else by looking at frames."""
+    from fcache.extract.calibration_job import calibrate
+    from fcache.extract.identity import inherited
+
+    calibration = inherited(cache, request.identity)
+    if calibration is None and only_look:
+        return request
+    if calibration is None:
+        with Progress("calibrate", request.config.calibration_frames) as progress:
+            calibration, request = calibrate(
+                request,
+                cache,
+                scheduler=scheduler,
+                progress=lambda done, total: progress.move("frames", done, total),
+            )
+    return request.calibrated(calibration)
+
+
 def _show_event(progress: Progress, event: dict[str, Any]) -> None:
     kind = event["event"]
     if kind == "start":
@@ -149,6 +173,18 @@ def _show_event(progress: Progress, event: dict[str, Any]) -> None:
         progress.note(event, f"{kind} {event['video']}: {event['reason']}")
     elif kind == "stopping":
         progress.note(event, "stopping after the shards at hand; Ctrl-C again stops at once")
+    elif kind == "provenance":
+        differing = ", ".join(
+            f"{name} {found[-1]} (it was {', '.join(found[:-1])})"
+            for name, found in event["differences"].items()
+        )
+        progress.note(
+            event, f"this view was made with other versions: {differing}; values may differ by bits"
+        )
+    elif kind == "halved":
+        progress.note(
+            event, f"out of memory: canvases of {event['canvas']} go {event['batch']} at a time"
+        )
     elif kind == "waiting":
         progress.note(event, f"waiting for {event['videos']} videos that another job is writing")
     elif kind == "no_workers":

@@ -44,10 +44,3 @@ def label_on_canvas(
     canvas = np.full((bucket.height, bucket.width), IGNORE, np.uint8)
     canvas[: at["crop_h"], : at["crop_w"]] = crop[:, ::-1] if at["flip"] else crop
     return canvas
-
-
-def as_float(values: npt.NDArray[np.generic], logical_dtype: str) -> npt.NDArray[np.floating[Any]]:
-    """Returns stored values as numpy floats; bfloat16's bits become float32."""
-    if logical_dtype != "bfloat16":
-        return values.view(logical_dtype)
-    return (values.astype(np.uint32) << 16).view(np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fcache.data.canvas import as_float, label_on_canvas
+from fcache.data.canvas import label_on_canvas
 from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
 from fcache.store.cache import VideoFrames, View
@@ -102,7 +102,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         frames = list(range(first, first + self.clip_frames))
         clip = self.view.read(video, frames, stages=self.stages)
         sample: dict[str, Any] = {
-            "stages": [torch.from_numpy(as_float(s, clip.logical_dtype)) for s in clip.stages],
+            "stages": [torch.from_numpy(clip.floats(stage)) for stage in range(len(clip.stages))],
             "pixels": torch.from_numpy(clip.pixels),
             "valid": clip.valid,
             "video": video.video_id,

@@ -17,6 +17,15 @@ from fcache.extract.slurm import slurm_executor
 # dask's workers hand memory back to the system at once. A network allocates the same again for the
 # next batch, and the page faults cost a third of its time on a CPU (docs/results).
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 1 << 32, "MALLOC_MMAP_THRESHOLD_": 1 << 30}
+# dask watches itself: every 20 ms for a blocked loop, every 10 ms for what its tasks do, and so on.
+# Together that costs scheduler and workers 2 to 3 % of a core each (docs/results).
+QUIET = {
+    "distributed.nanny.pre-spawn-environ": KEEP_MEMORY,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.worker.profile.enabled": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+}
 CONNECT_S = 15
 
 
@@ -74,11 +83,11 @@ def _local(workers: int, device: str, retries: int) -> Iterator[Executor]:
         }
     served = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     scheduler = {"cls": Scheduler, "options": served}
-    with quiet_logs(), dask.config.set({"distributed.nanny.pre-spawn-environ": KEEP_MEMORY}):
+    with quiet_logs(), dask.config.set(QUIET):
         with _without_interrupts():
             cluster = SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
         with cluster, Client(cluster) as client:
-            yield DaskExecutor(client, retries)
+            yield DaskExecutor(client, "local", retries)
 
 
 @contextmanager
@@ -96,7 +105,7 @@ def _existing(address: str, retries: int) -> Iterator[Executor]:
                 run="dask scheduler --host 127.0.0.1",
             ) from None
         with client:
-            yield DaskExecutor(client, retries)
+            yield DaskExecutor(client, address, retries)
 
 
 def _visible_gpus() -> list[str]:

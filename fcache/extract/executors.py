@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fcache.errors import ConfigError, FcacheError
+from fcache.errors import ConfigError
+from fcache.extract.handout import Breakdown, Handout, Report, SchedulerWatch
 from fcache.extract.tasks import ShardTask
 from fcache.extract.worker import TaskResult, WorkerSettings, run_task
 
-Report = Callable[[dict[str, Any]], None]
+IN_FLIGHT = 2  # tasks a worker: one at work, one ready
+POLL_S = 1.0  # between looks at workers and scheduler while nothing is heard
 
 
 class Executor(Protocol):
@@ -26,7 +28,7 @@ class Executor(Protocol):
     def run(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report
     ) -> Iterator[TaskResult]:
-        """Yields each task's result as it ends; reports commits as they happen.
+        """Yields each source's result as its task ends; reports commits as they happen.
 
         Raises:
             FcacheError: what a task raised.
@@ -45,21 +47,33 @@ class InlineExecutor:
     def run(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report
     ) -> Iterator[TaskResult]:
-        """Yields each task's result; see ``Executor``."""
+        """Yields each source's result; see ``Executor``."""
         for task in tasks:
-            yield run_task(task, settings, report)
+            yield from run_task(task, settings, report)
 
 
 class DaskExecutor:
-    """Runs tasks on the workers of a dask client."""
+    """Runs tasks on the workers of a dask client.
+
+    The scheduler is given a few tasks a worker at a time: its memory does not grow with the job,
+    and a worker that joins late finds tasks left.
+
+    Args:
+        client: A connected ``distributed.Client``.
+        scheduler: What ``--scheduler`` says, for messages.
+        retries: How often a task is tried again after an error.
+        refusals: Fills where the queue refuses the workers.
+    """
 
     def __init__(
         self,
         client: Any,  # noqa: ANN401 - dask has no types
+        scheduler: str,
         retries: int,
         refusals: Sequence[str] = (),
     ) -> None:
         self._client = client
+        self._watch = SchedulerWatch(client, scheduler)
         self._retries = retries
         self._refusals = refusals
 
@@ -69,8 +83,9 @@ class DaskExecutor:
 
         Raises:
             ConfigError: there will be none: the queue refuses them.
+            FcacheError: the scheduler is lost.
         """
-        count = len(self._client.nthreads())
+        count = self._watch.count()
         if self._refusals and not count:
             raise ConfigError(f"sbatch refuses the jobs: {self._refusals[0]}.")
         return count
@@ -78,72 +93,62 @@ class DaskExecutor:
     def run(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report
     ) -> Iterator[TaskResult]:
-        """Yields each task's result; see ``Executor``.
+        """Yields each source's result; see ``Executor``.
 
-        A task over which its worker breaks down again and again is ``failed``; others go on.
+        A source over which its worker breaks down again and again is ``failed``; others go on.
+
+        Raises:
+            FcacheError: what a task raised, or the scheduler is lost.
         """
-        suspects = []
-        for task, result in self._results(tasks, settings, report):
-            if result is None:
-                suspects.append(task)
+        suspects: list[ShardTask] = []
+        for task, results in self._results(tasks, settings, report):
+            if isinstance(results, Breakdown) and (results.died or len(task.runs) > 1):
+                suspects += task.alone()
             else:
-                yield result
+                yield from _unless_broken(task, results)
         # dask blames every task a dying worker was given: alone, it shows which one it was.
-        for task in suspects:
-            for _, result in self._results([task], settings, report):
-                yield result or _failed(task, "its worker died every time; out of memory?")
+        for suspect in suspects:
+            for task, results in self._results([suspect], settings, report):
+                yield from _unless_broken(task, results)
 
     def _results(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report
-    ) -> Iterator[tuple[ShardTask, TaskResult | None]]:
-        """Yields each task with its result; None if its workers died."""
-        from distributed import KilledWorker, as_completed
-
-        job = f"fcache-{uuid.uuid4().hex}"  # a scheduler may serve several jobs
-        self._client.subscribe_topic(job, lambda event: report(event[1]))
-        futures = {
-            self._client.submit(
-                _on_worker, task, settings, job, key=f"{job}-{number}", retries=self._retries
-            ): task
-            for number, task in enumerate(tasks)
-        }
+    ) -> Iterator[tuple[ShardTask, list[TaskResult] | Breakdown]]:
+        """Yields each task with its results; of a job that is to stop, those given before."""
+        waiting = deque(tasks)
+        handout = Handout(self._client, settings, self._retries)
         try:
-            for future in as_completed(futures):
-                task, error = futures[future], future.exception()
-                if isinstance(error, KilledWorker):
-                    yield task, None
-                elif error is not None:
-                    reason = str(error).strip().partition("\n")[0]
-                    yield task, _failed(task, f"{type(error).__name__}: {reason}")
-                else:
-                    yield task, _unless_error(future.result())
+            while waiting or len(handout):
+                count = self._watch.look(report)
+                if settings.stop_file.exists():
+                    waiting.clear()
+                    if not count:
+                        return  # nobody is there who could finish a shard
+                while waiting and self._watch.is_connected and len(handout) < _room(count):
+                    handout.give(waiting.popleft())
+                heard = handout.hear(POLL_S)
+                if isinstance(heard, dict):
+                    report(heard)
+                elif heard is not None and heard.results is None:
+                    waiting.appendleft(heard.task)
+                elif heard is not None and heard.results is not None:
+                    yield heard.task, heard.results
         finally:
-            self._client.cancel(list(futures), force=True)
-            self._client.unsubscribe_topic(job)
+            handout.close()
 
 
-def _on_worker(task: ShardTask, settings: WorkerSettings, topic: str) -> TaskResult | FcacheError:
-    """Runs a task on a dask worker.
-
-    What the user can mend is handed back as a value: trying again would not mend it.
-    """
-    from distributed import get_worker
-
-    worker = get_worker()
-    try:
-        return run_task(task, settings, lambda event: worker.log_event(topic, event))
-    except FcacheError as error:
-        return error
+def _room(num_workers: int) -> int:
+    return IN_FLIGHT * max(1, num_workers)
 
 
-def _unless_error(result: TaskResult | FcacheError) -> TaskResult:
-    if isinstance(result, FcacheError):
-        raise result
-    return result
-
-
-def _failed(task: ShardTask, reason: str) -> TaskResult:
-    return TaskResult(task.source.video_id, task.item.item, "failed", reason)
+def _unless_broken(task: ShardTask, results: list[TaskResult] | Breakdown) -> list[TaskResult]:
+    if not isinstance(results, Breakdown):
+        return results
+    reason = "its worker died every time; out of memory?" if results.died else results.reason
+    return [
+        TaskResult(member.source.video_id, member.item.item, "failed", reason)
+        for member in task.members
+    ]
 
 
 @contextmanager

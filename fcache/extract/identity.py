@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fcache.backbones.build import Description
-from fcache.config import ExtractConfig, Selection
+from fcache.config import ExtractConfig
+from fcache.extract.calibrate import Calibration
+from fcache.store.identity import digest, item_id
 from fcache.store.layout import LAYOUT_VERSION
+from fcache.store.root import check_root, view_attributes
 
 DECODERS = {"video": "pyav", "image": "pillow"}
 
 
 def view_identity(
-    config: ExtractConfig, description: Description, weights_sha256: str
+    config: ExtractConfig,
+    description: Description,
+    weights_sha256: str,
+    calibration_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Returns the identity of the view a configuration makes.
 
     Decoder, torch and timm versions and the device are provenance, not identity: a difference
     warns, and ``verify`` decides.
+
+    Args:
+        config: The settings.
+        description: The backbone they name.
+        weights_sha256: Its weights.
+        calibration_sha256: Of int8, the channel scales.
     """
-    return {
+    identity = {
         "layout": LAYOUT_VERSION,
         "tier": "backbone",
         "dtype": config.dtype,
@@ -34,7 +48,7 @@ def view_identity(
             "stages": [asdict(stage) for stage in description.stages],
             "weights_sha256": weights_sha256,
         },
-        "view": config.geometry.model_dump(mode="json"),
+        "view": config.geometry.identity(),
         "normalisation": {
             "mean": list(description.mean),
             "std": list(description.std),
@@ -43,8 +57,61 @@ def view_identity(
         "compute_dtype": config.compute_dtype,
         "decoder": DECODERS,
     }
+    if config.dtype == "int8":
+        identity["calibration"] = calibration_sha256
+    return identity
 
 
-def selection_identity(selection: Selection) -> dict[str, Any]:
+def scale_rule(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what views share their calibration by: all but the tier, the flip and the crop."""
+    apart = {"dtype", "calibration", "derived_from"}
+    view = {key: value for key, value in identity["view"].items() if key not in CROPPING}
+    return {**{k: v for k, v in identity.items() if k not in apart}, "view": view}
+
+
+CROPPING = {"flip", "crop", "crop_seed"}
+
+
+def selection_identity(config: ExtractConfig) -> dict[str, Any]:
     """Returns a selection as it enters an item's name: only what departs from every frame."""
-    return selection.model_dump(mode="json", exclude_defaults=True)
+    selection = config.selection.model_dump(mode="json", exclude_defaults=True)
+    return {**selection, "reuse": config.reuse} if config.reuse != "content" else selection
+
+
+def item_name(
+    config: ExtractConfig,
+    sha256: str,
+    selection: Mapping[str, Any],
+    video_id: str,
+    draw: int | None,
+) -> str:
+    """Returns the name of the item that a source is under a selection.
+
+    What a crop is depends on the video's id besides its content: the id is drawn from.
+    """
+    if draw is None:
+        return item_id(sha256, selection)
+    drawn = digest({"seed": config.crop_seed, "video": video_id, "draw": draw})
+    return item_id(sha256, selection, draw=drawn)
+
+
+def inherited(cache: Path, identity: Mapping[str, Any]) -> Calibration | None:
+    """Returns the calibration of the oldest compact view of the same scale rule, if there is one.
+
+    Raises:
+        CacheError: the path is no cache this version reads, or a view is damaged.
+    """
+    if not (cache / "zarr.json").exists():
+        return None
+    check_root(cache)
+    found: list[tuple[float, dict[str, Any]]] = []
+    for path in sorted(cache.glob("*/zarr.json")):
+        record = view_attributes(path.parent)
+        is_derived = "derived_from" in record["identity"]
+        if record["identity"]["dtype"] != "int8" or is_derived:
+            continue
+        if scale_rule(record["identity"]) == scale_rule(identity):
+            found.append((record["provenance"].get("created_s", 0.0), record["calibration"]))
+    if not found:
+        return None
+    return Calibration.from_json(min(found, key=lambda one: one[0])[1])

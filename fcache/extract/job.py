@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from fcache.manifest import Manifest
 from fcache.store.cache import create_root
 from fcache.store.index import ViewIndex
 from fcache.store.records import Outcome
+from fcache.store.tables import made_with
 
 STALE_TMP_S = 3600.0  # longer than a shard takes anywhere
 WAIT_S = 2.0  # between looks at shards that another job writes
@@ -103,7 +104,8 @@ def _prepare(plan: ExtractPlan, manifest: Manifest, config: ExtractConfig) -> Vi
     """Makes the cache and the view where there is none, and gives rows to what has none."""
     create_root(plan.cache)
     made = {"created_s": round(time.time(), 3), "recipe": config.model_dump(mode="json")}
-    index = ViewIndex.create(plan.cache, plan.identity, made)
+    scales = plan.calibration.to_json() if plan.calibration else None
+    index = ViewIndex.create(plan.cache, plan.identity, made, scales)
     index.embed(manifest.model_dump(mode="json"), manifest.sha256)
     index.sweep(STALE_TMP_S, time.time())
     for rejected in plan.rejected:
@@ -112,7 +114,10 @@ def _prepare(plan: ExtractPlan, manifest: Manifest, config: ExtractConfig) -> Vi
             index.end(Outcome(rejected.item, "quarantined", 0, rejected.reason, video_id))
     index.reserve((s.request for s in plan.sources), (s.name for s in plan.sources))
     for planned in plan.todo():
-        index.release(planned.request.item)
+        request = planned.request
+        index.release(request.item)
+        if planned.state == "new" and request.borrowed and not request.expected_frames:
+            index.end(Outcome(request.item, "done", 0))  # every frame of it is there
     return index
 
 
@@ -134,6 +139,7 @@ class _Job:
                 device=config.device,
                 compile=config.compile,
                 weights_sha256=plan.identity["backbone"]["weights_sha256"],
+                calibration=plan.calibration,
             ),
             selection=config.selection,
             batch=config.batch,
@@ -146,6 +152,9 @@ class _Job:
         self._config = config
         self._report = report
         self._ready_s: float | None = None
+        self._failed: set[str] = set()  # items
+        self._made_with = made_with(index.load().tables)
+        self._told: list[dict[str, list[str]]] = []
 
     def work(self, scheduler: str) -> None:
         """Hands out tasks until nothing is missing, waiting for shards that other jobs write.
@@ -179,14 +188,18 @@ class _Job:
     def _tasks(self, num_workers: int) -> list[ShardTask]:
         """What is missing at this moment, less what has shown to be impossible."""
         state = self._index.load()
-        ended_badly = {
+        impossible = {
             item for item, outcome in state.outcomes.items() if outcome.status == "quarantined"
-        }
-        return [
-            task
-            for task in make_tasks(self._plan, state, max(1, num_workers))
-            if task.item.item not in ended_badly and task.source.video_id not in self.summary.failed
+        } | self._failed
+        left = [one for one in self._plan.todo() if one.request.item not in impossible]
+        items = (state.items[one.request.item] for one in left)
+        left_out = [
+            item.item for item in items if state.is_left_out(item, self._index.feature_array)
         ]
+        if left_out:
+            self._index.renew(left_out)
+            state = self._index.load()
+        return make_tasks(left, state, self._index.feature_array, max(1, num_workers))
 
     def _await_workers(self, executor: Executor, scheduler: str) -> None:
         if not executor.num_workers:
@@ -198,9 +211,13 @@ class _Job:
         """Passes on what workers tell."""
         if event["event"] == "commit":
             self._commit(event)
-        elif self._ready_s is None:
-            self._ready_s = time.monotonic()
-            self._report({"event": "start"})
+        elif event["event"] == "ready":
+            self._compare(event["provenance"])
+            if self._ready_s is None:
+                self._ready_s = time.monotonic()
+                self._report({"event": "start"})
+        else:
+            self._report(event)
 
     def _commit(self, event: dict[str, Any]) -> None:
         """Counts a commit; stops where the quota is reached: a container may promise too little."""
@@ -211,10 +228,23 @@ class _Job:
             self.settings.stop_file.touch()
         self._report(event)
 
+    def _compare(self, provenance: Mapping[str, Any]) -> None:
+        """Tells where a worker's versions are others than those the view was made with."""
+        differing = {
+            name: [*sorted(made), found]
+            for name, found in provenance.items()
+            if (made := self._made_with.get(name)) and found not in made
+        }
+        if differing and differing not in self._told:
+            self._told.append(differing)
+            self._report({"event": "provenance", "differences": differing})
+
     def _note(self, result: TaskResult) -> None:
         summary = self.summary
         if result.status not in {"quarantined", "failed"}:
             return
+        if result.status == "failed":
+            self._failed.add(result.item)
         named = summary.quarantined if result.status == "quarantined" else summary.failed
         named[result.video_id] = result.reason
         self._report({"event": result.status, "video": result.video_id, "reason": result.reason})

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fcache.errors import NoSpaceError
+from fcache.extract.calibrate import Calibration
 from fcache.sources.listing import Source
 from fcache.store.layout import ViewLayout
 from fcache.store.records import ItemRequest, Name
+
+SourceState = Literal["done", "partial", "new"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class KnownSource:
 
 @dataclass(frozen=True, slots=True)
 class PlannedSource:
-    """A readable source and the item it is.
+    """A readable source and an item it is; in a view of crops it is several.
 
     Attributes:
         num_frames: Selected frames: counted once the item is done, before as the container says.
@@ -36,7 +39,7 @@ class PlannedSource:
     source: Source
     sha256: str
     request: ItemRequest
-    state: Literal["done", "partial", "new"]
+    state: SourceState
     num_frames: int
     missing_frames: int
 
@@ -68,6 +71,7 @@ class ExtractPlan:
     Attributes:
         cached_bytes: What the view holds; with ``max_bytes``, what the whole cache holds.
         rate: Frames per second of one worker, measured at the last commits; None without any.
+        calibration: The channel scales of int8.
     """
 
     cache: Path
@@ -78,6 +82,7 @@ class ExtractPlan:
     free_bytes: int
     cached_bytes: int
     rate: float | None
+    calibration: Calibration | None = None
 
     @property
     def layout(self) -> ViewLayout:
@@ -93,6 +98,11 @@ class ExtractPlan:
     def num_frames(self) -> int:
         """Frames of all readable sources, as far as is known."""
         return sum(source.num_frames for source in self.sources)
+
+    @property
+    def borrowed_frames(self) -> int:
+        """Frames of what is to be done that are there already, in rows of other items."""
+        return sum(len(source.request.borrowed) for source in self.todo())
 
     @property
     def todo_frames(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,13 @@ import torch
 
 from fcache.backbones.build import Backbone, load, versions
 from fcache.config import BackboneSettings, StoredDtype
-from fcache.errors import ConfigError, WeightsError
+from fcache.errors import ConfigError, FeatureError, WeightsError
+from fcache.extract.calibrate import Calibration, Maxima, calibrate_frames
+from fcache.extract.halving import Halving, Report
+from fcache.extract.quantise import LEVELS, Quantiser, valid_tokens
 
+Array = npt.NDArray[np.generic]
+Sides = Sequence[tuple[int, int]]  # of (height, width) in pixels
 TORCH_DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -26,12 +31,17 @@ class Produced:
     """Stage outputs of a batch, on the host, in the stored type.
 
     Attributes:
-        stages: S of ``[B, h, w, C]``; bfloat16 as its bits in uint16.
+        arrays: By array of the view, its chunks of a row, each ``[B, h, w, C]`` (bfloat16 as its
+            bits in uint16). A plain ViT has ``tokens`` with S of them, a pyramid ``stage0``,
+            ``stage1``.. with one each. int8 adds ``scale``, or ``scale0``.., ``[B, h, w]`` float16.
         largest: ``[B, S]`` float64, the largest magnitude before the cast; NaN where there is one.
+        errors: ``[B, S, K]`` float64, what int8 cost: the columns of ``precision.ERROR_COLUMNS``,
+            to be merged by ``precision.merge_errors``. None for the other types.
     """
 
-    stages: list[npt.NDArray[np.generic]]
+    arrays: Mapping[str, list[Array]]
     largest: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64] | None = None
 
 
 class Producer(Protocol):
@@ -45,7 +55,8 @@ class Producer(Protocol):
     def produce(
         self,
         canvases: npt.NDArray[np.uint8],  # [B, H, W, 3]
-        valid: Sequence[tuple[int, int]],  # B of (height, width) in pixels
+        valid: Sides,
+        report: Report = ...,
     ) -> Produced:
         """Computes the stage outputs of a batch."""
         ...
@@ -53,53 +64,142 @@ class Producer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProducerSettings:
-    """What a worker needs to build its producer; hashable, so that it is built once."""
+    """What a worker needs to build its producer; hashable, so that it is built once.
+
+    ``calibration`` holds the channel scales of ``dtype="int8"``; without it such a producer can
+    only calibrate.
+    """
 
     backbone: BackboneSettings
     dtype: StoredDtype
     device: str
     compile: bool
     weights_sha256: str
+    calibration: Calibration | None = None
 
 
 class BackboneProducer:
     """Runs the frozen backbone.
 
     Raises:
+        ConfigError: there is no such device here.
         WeightsError: the weights here are not the ones the plan was made with.
     """
 
     def __init__(self, settings: ProducerSettings) -> None:
+        self._settings = settings
         self._device = choose_device(settings.device)
-        self._dtype = TORCH_DTYPES[settings.dtype]
-        self._backbone: Backbone = load(
-            settings.backbone, device=self._device, compile=settings.compile
-        )
-        found = self._backbone.weights_sha256
-        if found != settings.weights_sha256:
-            raise WeightsError(
-                f"the weights '{settings.backbone.weights}' hash to {found[:12]} on this worker, "
-                f"the plan was made with {settings.weights_sha256[:12]}; expected the same file "
-                "on every machine."
-            )
+        self._backbone = _backbone(settings, self._device)
+        self._halving = Halving(self._device)
+        self._quantiser: Quantiser | None = None
+        if settings.dtype == "int8" and settings.calibration is not None:
+            self._quantiser = Quantiser(settings.calibration.channel_scales, self._device)
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions and device, for the commit record."""
         return versions(self._device)
 
+    @property
+    def mixed_provenance(self) -> dict[str, Any]:
+        """The same for ``produce_mixed``, whose attention may be another."""
+        return versions(self._device, attention=self._backbone.mixed_attention)
+
     def produce(
         self,
         canvases: npt.NDArray[np.uint8],  # [B, H, W, 3]
-        valid: Sequence[tuple[int, int]],  # B of (height, width) in pixels
+        valid: Sides,  # B
+        report: Report = lambda _event: None,
     ) -> Produced:
-        """Computes the stage outputs of a batch."""
-        on_device = torch.from_numpy(canvases).to(self._device, non_blocking=True)
-        with torch.inference_mode():
-            outputs = self._backbone(on_device, valid)
-            largest = torch.stack([stage.abs().amax(dim=(1, 2, 3)) for stage in outputs], dim=1)
-            stages = [_to_host(stage.to(self._dtype)) for stage in outputs]
-        return Produced(stages, largest.double().cpu().numpy())
+        """Computes the stage outputs of a batch.
+
+        Args:
+            canvases: Padded frames.
+            valid: What of each canvas holds the frame, at the top left.
+            report: Told ``{"event": "halved", "batch": n, "canvas": "HxW"}`` when the batch does
+                not fit the device's memory; this and later batches are computed n at a time.
+
+        Raises:
+            ConfigError: one frame alone does not fit the device's memory.
+            FeatureError: int8 cannot hold the features.
+        """
+        count, height, width, _ = canvases.shape
+
+        def compute(part: slice) -> Produced:
+            on_device = torch.from_numpy(canvases[part]).to(self._device, non_blocking=True)
+            with torch.inference_mode():
+                outputs = self._backbone(on_device, valid[part])
+                return self._store(outputs, valid[part])
+
+        return _joined(self._halving.run(f"{height}x{width}", count, compute, report))
+
+    def produce_mixed(
+        self,
+        canvases: Sequence[npt.NDArray[np.uint8]],  # F of [H, W, 3], of any sizes
+        valid: Sides,  # F
+        report: Report = lambda _event: None,
+    ) -> list[Produced]:
+        """Computes the stage outputs of frames of different sizes together, one result a frame.
+
+        Each result equals that of ``produce`` for its frame up to rounding.
+
+        Raises:
+            ConfigError: as ``produce``; or the network takes one size at a time.
+            FeatureError: int8 cannot hold the features.
+        """
+        height, width = max((canvas.shape[:2] for canvas in canvases), default=(0, 0))
+
+        def compute(part: slice) -> list[Produced]:
+            on_device = [torch.from_numpy(one).to(self._device) for one in canvases[part]]
+            with torch.inference_mode():
+                frames = self._backbone.forward_mixed(on_device, valid[part])
+                return [
+                    self._store([stage[None] for stage in outputs], [area])
+                    for outputs, area in zip(frames, valid[part], strict=True)
+                ]
+
+        canvas = f"{height}x{width}, sizes mixed"
+        pieces = self._halving.run(canvas, len(canvases), compute, report)
+        return [produced for piece in pieces for produced in piece]
+
+    def calibrate(
+        self,
+        canvases: Iterable[npt.NDArray[np.uint8]],  # each [H, W, 3], of any sizes
+        valid: Iterable[tuple[int, int]],
+    ) -> Maxima:
+        """Returns the largest magnitude of each channel over frames, computed one at a time."""
+        return calibrate_frames(self._backbone, canvases, valid)
+
+    def _store(self, outputs: list[torch.Tensor], valid: Sides) -> Produced:
+        """Casts or quantises on the device, then copies to the host."""
+        largest = torch.stack(
+            [torch.maximum(s.amax((1, 2, 3)), -s.amin((1, 2, 3))) for s in outputs], 1
+        )
+        magnitudes = largest.double().cpu().numpy()
+        if self._settings.dtype != "int8":
+            dtype = TORCH_DTYPES[self._settings.dtype]
+            values = [_to_host(stage.to(dtype)) for stage in outputs]
+            return Produced(self._named("tokens", "stage", values), magnitudes)
+        if self._quantiser is None:
+            raise ValueError("dtype=int8 without a calibration; expected ProducerSettings with one")
+        values, scales, errors = [], [], []
+        specs = self._backbone.description.stages
+        for index, (stage, spec) in enumerate(zip(outputs, specs, strict=True)):
+            quantised = self._quantiser.quantise(index, stage, valid_tokens(valid, spec.stride))
+            values.append(_to_host(quantised.values))
+            scales.append(_to_host(quantised.scale))
+            errors.append(quantised.errors)
+            _check_scales(scales[-1], magnitudes[:, index], index)
+        arrays = {
+            **self._named("tokens", "stage", values),
+            **self._named("scale", "scale", scales),
+        }
+        return Produced(arrays, magnitudes, torch.stack(errors, dim=1).cpu().numpy())
+
+    def _named(self, plain: str, pyramid: str, values: list[Array]) -> dict[str, list[Array]]:
+        if self._backbone.description.kind == "vit":
+            return {plain: values}
+        return {f"{pyramid}{index}": [value] for index, value in enumerate(values)}
 
 
 def choose_device(name: str) -> torch.device:
@@ -119,7 +219,56 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _to_host(stage: torch.Tensor) -> npt.NDArray[np.generic]:
+_loaded: dict[tuple[object, ...], Backbone] = {}
+
+
+def _backbone(settings: ProducerSettings, device: torch.device) -> Backbone:
+    """This process's backbone: calibrating and extracting read its weights once."""
+    key = (settings.backbone, settings.compile, settings.weights_sha256, device)
+    if key not in _loaded:
+        _loaded.clear()  # the one before would only hold memory
+        loaded = load(settings.backbone, device=device, compile=settings.compile)
+        found = loaded.weights_sha256
+        if found != settings.weights_sha256:
+            raise WeightsError(
+                f"the weights '{settings.backbone.weights}' hash to {found[:12]} on this worker, "
+                f"the plan was made with {settings.weights_sha256[:12]}; expected the same file "
+                "on every machine."
+            )
+        _loaded[key] = loaded
+    return _loaded[key]
+
+
+def _joined(pieces: Sequence[Produced]) -> Produced:
+    if len(pieces) == 1:
+        return pieces[0]
+    arrays = {
+        name: [
+            np.concatenate(chunks) for chunks in zip(*(p.arrays[name] for p in pieces), strict=True)
+        ]
+        for name in pieces[0].arrays
+    }
+    errors = [piece.errors for piece in pieces if piece.errors is not None]
+    return Produced(
+        arrays,
+        np.concatenate([piece.largest for piece in pieces]),
+        np.concatenate(errors) if errors else None,
+    )
+
+
+def _check_scales(scales: Array, largest: npt.NDArray[np.float64], stage: int) -> None:
+    """Refuses scales that float16 cannot hold; the writer refuses what is not finite."""
+    overflows = np.isinf(scales).reshape(len(scales), -1).any(1) & np.isfinite(largest)
+    if overflows.any():
+        limit = LEVELS * float(np.finfo(np.float16).max)
+        raise FeatureError(
+            f"stage {stage}: the features reach {largest[overflows].max():.4g}, more than "
+            f"{limit:.2g} times what calibration saw in a channel, which int8 cannot hold; "
+            "expected dtype=float16 or dtype=float32 for such features."
+        )
+
+
+def _to_host(stage: torch.Tensor) -> Array:
     host = stage.contiguous().cpu()
     if host.dtype == torch.bfloat16:
         return host.view(torch.int16).numpy().view(np.uint16)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fcache.backbones.build import describe, weights_hash
 from fcache.config import ExtractConfig, layered, load_recipe, resolve, split_overrides
 from fcache.errors import CacheError, ConfigError
-from fcache.extract.identity import view_identity
+from fcache.extract.calibrate import Calibration
+from fcache.extract.identity import inherited, view_identity
 from fcache.extract.plan import ExtractPlan, KnownSource
 from fcache.extract.survey import make_plan
 from fcache.manifest import Manifest, Video, load_manifest, manifest_names
@@ -27,6 +28,7 @@ class ExtractRequest:
 
     Attributes:
         notes: Path and reason of what was passed over in the folders given.
+        calibration: The channel scales of int8, once they are known.
     """
 
     config: ExtractConfig
@@ -34,6 +36,12 @@ class ExtractRequest:
     sources: tuple[KnownSource, ...]
     identity: Mapping[str, Any]
     notes: tuple[tuple[str, str], ...] = ()
+    calibration: Calibration | None = None
+
+    def calibrated(self, calibration: Calibration) -> ExtractRequest:
+        """Returns the request of int8 with the channel scales that its identity needs."""
+        identity = {**self.identity, "calibration": calibration.sha256}
+        return replace(self, identity=identity, calibration=calibration)
 
 
 def read_request(words: Sequence[str]) -> ExtractRequest:
@@ -119,7 +127,7 @@ def plan_request(
         first=first,
         progress=progress,
     )
-    return plan, _completed(request, plan)
+    return replace(plan, calibration=request.calibration), _completed(request, plan)
 
 
 def changed_identity(index: ViewIndex, words: Sequence[str]) -> dict[str, Any]:
@@ -139,7 +147,11 @@ def changed_identity(index: ViewIndex, words: Sequence[str]) -> dict[str, Any]:
     sha256 = index.identity["backbone"]["weights_sha256"]
     if WEIGHTS_KEYS & set(overrides):
         sha256, _ = weights_hash(config.backbone)
-    return view_identity(config, describe(config.backbone), sha256)
+    identity = view_identity(config, describe(config.backbone), sha256)
+    if config.dtype == "int8":
+        calibration = inherited(index.folder.parent, identity)
+        identity["calibration"] = calibration.sha256 if calibration else "none yet"
+    return identity
 
 
 def _known(source: Source, video: Video | None) -> KnownSource:
@@ -152,14 +164,14 @@ def _completed(request: ExtractRequest, plan: ExtractPlan) -> Manifest:
     """The request's manifest with every video that was looked at, those in quarantine too."""
     known = {one.source.video_id: one for one in request.sources}
     videos = [_video(one.source, one.sha256, known[one.source.video_id]) for one in plan.rejected]
-    for planned in plan.sources:
+    for planned in {one.source.video_id: one for one in plan.sources}.values():
         at, source = planned.request, planned.source
         sizes = {
             "height": int(at.placement["source_h"]),
             "width": int(at.placement["source_w"]),
         }
         if not at.selection:  # else it counts the selected frames, not what the container says
-            sizes["num_frames"] = at.expected_frames
+            sizes["num_frames"] = at.expected_frames + len(at.borrowed)
         video = _video(source, planned.sha256, known[source.video_id])
         videos.append(video.model_copy(update=sizes))
     order = {video_id: place for place, video_id in enumerate(known)}

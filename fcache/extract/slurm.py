@@ -53,7 +53,7 @@ def slurm_executor(file: Path, retries: int) -> Iterator[Executor]:
             raise ConfigError(f"'{file}' does not describe a SLURMCluster: {reason}") from None
         with cluster, Client(cluster) as client:
             cluster.scale(jobs=jobs)
-            yield DaskExecutor(client, retries, refusals)
+            yield DaskExecutor(client, f"slurm:{file}", retries, refusals)
 
 
 def _settings(file: Path) -> tuple[int, dict[str, Any]]:

@@ -10,12 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fcache.config import ExtractConfig, Selection, ViewGeometry
+from fcache.config import ExtractConfig
 from fcache.errors import SourceError
-from fcache.extract.identity import selection_identity
-from fcache.extract.plan import ExtractPlan, KnownSource, PlannedSource, Rejected
+from fcache.extract.identity import item_name, selection_identity
+from fcache.extract.plan import (
+    ExtractPlan,
+    KnownSource,
+    PlannedSource,
+    Rejected,
+    SourceState,
+)
+from fcache.extract.reuse import Held
 from fcache.sources.content import HashMemo, content_hash
-from fcache.sources.geometry import place
+from fcache.sources.geometry import draw_crop, place
 from fcache.sources.listing import Source
 from fcache.sources.probe import estimate_frames, probe_source
 from fcache.store.identity import item_id, view_key
@@ -56,18 +63,17 @@ def make_plan(
     index = ViewIndex(cache / key) if (cache / key / "zarr.json").exists() else None
     state = index.load() if index else None
     memo = HashMemo()
-    look = _Look(
-        config.selection, config.geometry, index, state, memo, retry_failed, trust_manifest
-    )
-    planned: list[PlannedSource] = []
+    held = Held(state) if state else None
+    look = _Look(config, index, state, held, memo, retry_failed, trust_manifest)
+    readable: list[list[PlannedSource]] = []
     rejected: list[Rejected] = []
     step, done = first or max(1, len(known)), 0
     with ThreadPoolExecutor(READERS) as pool:
-        while done < len(known) and (first is None or len(planned) < first):
+        while done < len(known) and (first is None or len(readable) < first):
             for found in pool.map(look, known[done : done + step]):
-                planned.append(found) if isinstance(found, PlannedSource) else rejected.append(
-                    found
-                )
+                rejected += [one for one in found if isinstance(one, Rejected)]
+                planned = [one for one in found if isinstance(one, PlannedSource)]
+                readable += [planned] if planned else []
                 done += 1
                 progress(done, len(known))
     memo.save()
@@ -75,7 +81,7 @@ def make_plan(
         cache=cache,
         key=key,
         identity=identity,
-        sources=tuple(planned[:first]),
+        sources=tuple(one for planned in readable[:first] for one in planned),
         rejected=tuple(rejected),
         free_bytes=_free_bytes(cache),
         cached_bytes=_cached_bytes(state) + (_other_bytes(cache, key) if config.max_bytes else 0),
@@ -87,28 +93,40 @@ def make_plan(
 class _Look:
     """Finds out what one source is, and what is cached of it."""
 
-    selection: Selection
-    geometry: ViewGeometry
+    config: ExtractConfig
     index: ViewIndex | None
     state: ViewState | None
+    held: Held | None
     memo: HashMemo
     retry_failed: bool
     trust_manifest: bool
 
-    def __call__(self, known: KnownSource) -> PlannedSource | Rejected:
+    def __call__(self, known: KnownSource) -> list[PlannedSource | Rejected]:
+        """Returns the source's items: one, or in a view of crops one for each draw."""
         source = known.source
         try:
             sha256 = known.sha256 or content_hash(source.path, source.kind, self.memo)
         except SourceError as error:
-            return self._unreadable(source, error)
-        selection = self._selection(sha256)
-        name = item_id(sha256, selection)
+            return [self._unreadable(source, error)]
+        if self.config.geometry.crop is None:
+            return [self._look(known, sha256, None)]
+        found: list[PlannedSource | Rejected] = []
+        for draw in range(self.config.crops):
+            found.append(self._look(known, sha256, draw))
+            if isinstance(found[-1], Rejected):  # the source is broken, not this crop of it
+                return found[-1:]
+        return found
+
+    def _look(self, known: KnownSource, sha256: str, draw: int | None) -> PlannedSource | Rejected:
+        source = known.source
+        selection = self._selection(sha256, source.video_id, draw)
+        name = item_name(self.config, sha256, selection, source.video_id, draw)
         quarantined = self._quarantined(name)
         if quarantined and not self.retry_failed:
             return Rejected(source, sha256, name, quarantined.reason, known=True)
         held = self.state.items.get(name) if self.state else None
         try:
-            request = held or self._request(known, name, sha256, selection)
+            request = held or self._request(known, name, sha256, selection, draw)
         except SourceError as error:
             if known.sha256 is not None and not self._is_there(known):
                 return self._unreadable(source, error)
@@ -117,7 +135,8 @@ class _Look:
 
     def _unreadable(self, source: Source, error: SourceError) -> Rejected:
         """A source whose content is not known: it is looked at again by every job."""
-        name = item_id(f"unreadable:{source.video_id}", self._selection(None))
+        selection = selection_identity(self.config)
+        name = item_id(f"unreadable:{source.video_id}", selection)
         return Rejected(source, None, name, error.message, self._quarantined(name) is not None)
 
     def _is_there(self, known: KnownSource) -> bool:
@@ -128,16 +147,17 @@ class _Look:
             return False
         return found == known.sha256
 
-    def _selection(self, sha256: str | None) -> dict[str, Any]:
+    def _selection(self, sha256: str, video_id: str, draw: int | None) -> dict[str, Any]:
         """The selection in the item's name.
 
         A source that is known to be sound to its end needs no ``on_error``: it is not made twice.
         """
-        selection = selection_identity(self.selection)
+        selection = selection_identity(self.config)
         strict = {key: value for key, value in selection.items() if key != "on_error"}
-        if sha256 is None or strict == selection or self.state is None:
+        if strict == selection or self.state is None:
             return selection
-        outcome = self.state.outcomes.get(item_id(sha256, strict))
+        name = item_name(self.config, sha256, strict, video_id, draw)
+        outcome = self.state.outcomes.get(name)
         return strict if outcome and outcome.status == "done" else selection
 
     def _quarantined(self, name: str) -> Outcome | None:
@@ -145,36 +165,56 @@ class _Look:
         return outcome if outcome and outcome.status == "quarantined" else None
 
     def _request(
-        self, known: KnownSource, name: str, sha256: str, selection: dict[str, Any]
+        self,
+        known: KnownSource,
+        name: str,
+        sha256: str,
+        selection: dict[str, Any],
+        draw: int | None,
     ) -> ItemRequest:
+        source, geometry = known.source, self.config.geometry
         height, width, num_frames = known.height, known.width, known.num_frames
         trusted = self.trust_manifest and not selection
         if not trusted or height is None or width is None or num_frames is None:
-            facts = probe_source(known.source.path, known.source.kind)
+            facts = probe_source(source.path, source.kind)
             height, width = facts.height, facts.width
             if num_frames is None or selection:
-                num_frames = estimate_frames(facts, self.selection)
-        placement = asdict(place(height, width, self.geometry))
+                num_frames = estimate_frames(facts, self.config.selection)
+        placed = (
+            place(height, width, geometry)
+            if draw is None
+            else draw_crop(source.video_id, draw, height, width, geometry)
+        )
+        placement = asdict(placed)
         bucket = Bucket(placement.pop("canvas_h"), placement.pop("canvas_w"))
-        return ItemRequest(name, sha256, selection, bucket, placement, max(1, num_frames))
+        request = ItemRequest(
+            item=name,
+            content=sha256,
+            selection=selection,
+            bucket=bucket,
+            placement=placement,
+            expected_frames=max(1, num_frames),
+            draw=draw,
+            packed=source.kind == "image",
+        )
+        return self.held.lend(request, source, self.config, self.memo) if self.held else request
 
     def _planned(
         self, source: Source, sha256: str, request: ItemRequest, held: Item | None
     ) -> PlannedSource:
-        expected = request.expected_frames
+        own, borrowed = request.expected_frames, len(request.borrowed)
         if held is None or self.state is None or self.index is None:
-            return PlannedSource(source, sha256, request, "new", expected, expected)
-        missing = self.state.missing(held, self.index.feature_array)
-        outcome = self.state.outcomes.get(held.item)
-        if outcome and outcome.status == "done":
-            total = outcome.num_frames
-            left = sum(min(SHARD_ROWS, total - first) for first, _ in missing)
-            return PlannedSource(
-                source, sha256, held, "partial" if missing else "done", total, left
-            )
+            return PlannedSource(source, sha256, request, "new", own + borrowed, own)
+        array = self.index.feature_array
+        missing = self.state.missing(held, array)
+        if self.state.is_done(held):
+            own = self.state.outcomes[held.item].num_frames
+            left = sum(min(SHARD_ROWS, own - first) for first, _ in missing)
+            state: SourceState = "done" if self.state.is_complete(held, array) else "partial"
+            return PlannedSource(source, sha256, held, state, own + borrowed, left)
         # A guess: the container said how many frames there are, and may be wrong.
-        left = max(1, expected - (held.num_rows - len(missing) * SHARD_ROWS))
-        return PlannedSource(source, sha256, held, "partial", expected, left)
+        left = max(1, own - (held.num_rows - len(missing) * SHARD_ROWS))
+        return PlannedSource(source, sha256, held, "partial", own + borrowed, left)
 
 
 def _free_bytes(path: Path) -> int:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from av.video.reformatter import VideoReformatter
 
@@ -22,11 +24,12 @@ from fcache.sources.colour import to_rgb
 from fcache.sources.frame import Frame
 from fcache.sources.images import frame_files, image_size, read_image
 from fcache.sources.sample import require_no_clock, sample
-from fcache.sources.video import read_pictures
+from fcache.sources.video import Picture, read_pictures
 
-__all__ = ["Frame", "decode"]
+__all__ = ["Frame", "decode", "list_selected"]
 
 Wanted = Callable[[int], bool]
+Selected = tuple[int, Callable[[], Frame]]  # a source index, and what converts or opens its frame
 
 
 def decode(
@@ -35,75 +38,103 @@ def decode(
     selection: Selection,
     *,
     wanted: Wanted | None = None,
+    skip: Wanted | None = None,
 ) -> Iterator[Frame | None]:
     """Yields the selected frames in presentation order.
 
-    Position k of the iterator is selected frame k. Where ``wanted(k)`` is false it is None: a video
-    frame is decoded but not converted, an image is not opened, so that a resumed job skips cheaply.
-    Closing the iterator early closes the file.
+    Position k of the iterator is the k-th selected frame that is not skipped. Where ``wanted(k)``
+    is false it is None: a video frame is decoded but not converted, an image is not opened, so that
+    a resumed job skips cheaply. Closing the iterator early closes the file.
+
+    Args:
+        path: A file, or for ``kind='frames'`` a folder.
+        kind: What the source is.
+        selection: Which frames are taken; skipping changes nothing about it.
+        wanted: Told the position among the frames that are not skipped.
+        skip: Told the source index of a selected frame; where true it is passed over as if it had
+            not been selected. Skipping all frames is no error.
 
     Raises:
         SourceError: the true reason the source is broken, after its sound frames were yielded. With
             ``on_error="keep_prefix"`` the iterator ends quietly instead, unless no frame was sound.
             Also: the selection takes no frame, or asks for times where the source has none.
     """
-    if kind == "video":
-        frames = _decode_video(path, selection, wanted)
-    else:
-        require_no_clock(selection, "an image" if kind == "image" else "a folder of frames")
-        frames = _decode_images(path, kind, selection, wanted)
-    num_frames = 0
+    frames = _video(path, selection) if kind == "video" else _images(path, kind, selection)
+    num_sound = num_kept = 0
     with closing(frames):
         try:
-            for frame in frames:
-                yield frame
-                num_frames += 1
+            for source_index, load in frames:
+                if skip is None or not skip(source_index):
+                    yield load() if wanted is None or wanted(num_kept) else None
+                    num_kept += 1
+                num_sound += 1
         except SourceError:
-            if num_frames == 0 or selection.on_error != "keep_prefix":
+            if num_sound == 0 or selection.on_error != "keep_prefix":
                 raise
-
-
-def _decode_video(
-    path: Path, selection: Selection, wanted: Wanted | None
-) -> Generator[Frame | None]:
-    reformatter = VideoReformatter()
-    num_taken = 0
-    with closing(read_pictures(path)) as pictures:
-        for k, picture in enumerate(sample(pictures, selection)):
-            num_taken += 1
-            if wanted is not None and not wanted(k):
-                yield None
-                continue
-            yield Frame(
-                rgb=to_rgb(picture.pixels, reformatter),
-                source_index=picture.source_index,
-                pts_us=round(picture.time * 1_000_000),
-                name=f"{picture.source_index:05d}",
-            )
-    if num_taken == 0:
+            return
+    if num_sound == 0:
         raise SourceError(
             f"no frame is selected: start={selection.start} is after the last frame, "
             "or no frame lies before end=."
         )
 
 
-def _decode_images(
-    path: Path, kind: SourceKind, selection: Selection, wanted: Wanted | None
-) -> Generator[Frame | None]:
-    files = [path] if kind == "image" else frame_files(path)
-    size: tuple[int, int] | None = None
-    chosen = islice(enumerate(files), 0, None, selection.stride)
-    for k, (source_index, file) in enumerate(islice(chosen, selection.max_frames)):
-        if wanted is not None and not wanted(k):
-            yield None
-            continue
+def list_selected(
+    path: Path, kind: Literal["frames", "image"], selection: Selection
+) -> list[tuple[int, str]]:
+    """Returns (source index, frame name) of the frames a selection takes; opens no image.
+
+    Raises:
+        SourceError: as ``decode``, for what can be told without opening an image.
+    """
+    return [(source_index, file.stem) for source_index, file in _selected(path, kind, selection)]
+
+
+def _video(path: Path, selection: Selection) -> Generator[Selected]:
+    reformatter = VideoReformatter()
+
+    def convert(picture: Picture) -> Frame:
+        return Frame(
+            rgb=to_rgb(picture.pixels, reformatter),
+            source_index=picture.source_index,
+            pts_us=round(picture.time * 1_000_000),
+            name=f"{picture.source_index:05d}",
+        )
+
+    with closing(read_pictures(path)) as pictures:
+        for picture in sample(pictures, selection):
+            yield picture.source_index, partial(convert, picture)
+
+
+def _images(
+    path: Path, kind: Literal["frames", "image"], selection: Selection
+) -> Generator[Selected]:
+    files = _selected(path, kind, selection)
+
+    @cache
+    def first_size() -> tuple[int, int]:
         # The first file sets the size even when a resumed job does not want its pixels.
-        size = size or image_size(files[0])
+        return image_size(files[0][1])
+
+    def open_frame(source_index: int, file: Path) -> Frame:
         rgb = read_image(file)
+        size = first_size() if source_index else rgb.shape[:2]
         if rgb.shape[:2] != size:
             raise SourceError(
                 f"the size changes: frame {source_index} ('{file.name}') is "
                 f"{rgb.shape[1]}x{rgb.shape[0]}, the first was {size[1]}x{size[0]} "
                 "(width x height)."
             )
-        yield Frame(rgb=rgb, source_index=source_index, pts_us=None, name=file.stem)
+        return Frame(rgb=rgb, source_index=source_index, pts_us=None, name=file.stem)
+
+    for source_index, file in files:
+        yield source_index, partial(open_frame, source_index, file)
+
+
+def _selected(
+    path: Path, kind: Literal["frames", "image"], selection: Selection
+) -> list[tuple[int, Path]]:
+    require_no_clock(selection, "an image" if kind == "image" else "a folder of frames")
+    files = [path] if kind == "image" else frame_files(path)
+    chosen = islice(enumerate(files), 0, None, selection.stride)
+    return list(islice(chosen, selection.max_frames))

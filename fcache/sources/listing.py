@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from fcache.errors import ConfigError, nearest
-from fcache.manifest import Manifest, SourceKind
+from fcache.manifest import MANIFEST_SUFFIXES, Manifest, SourceKind
 from fcache.sources.layouts import scan_layout
 from fcache.sources.walk import (
     FRAME_FOLDERS,
@@ -168,7 +168,7 @@ def _read_word(word: str, notes: Notes) -> Iterator[Found]:
             ) from error
         yield from walk(path, path, notes)
     elif path.exists():
-        if path.suffix == ".toml":
+        if path.suffix in MANIFEST_SUFFIXES:
             raise ConfigError(f"'{word}' is not a video; a manifest is given as manifest={word}.")
         yield Found(path.parent, path, kind_of_file(path))
     elif glob.has_magic(word):

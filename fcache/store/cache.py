@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ class View:
         """Everything that decides the values, as it entered the key."""
         return self.index.identity
 
+    @cached_property
+    def channel_scales(self) -> tuple[npt.NDArray[np.float32], ...]:
+        """Of int8 values, the channel scales ``[C]`` of each stage; else nothing."""
+        if not self.index.layout.compact:
+            return ()
+        scales = self.index.attributes["calibration"]["channel_scales"]
+        return tuple(np.asarray(stage, np.float32) for stage in scales)
+
     @property
     def state(self) -> ViewState:
         """The bookkeeping as it was when first asked for."""
@@ -52,21 +61,24 @@ class View:
         """Ids of the videos that can be read whole, in the order they came."""
         return self._videos.videos
 
-    def frames(self, video: str, *, item: str | None = None) -> VideoFrames:
+    def frames(
+        self, video: str, *, item: str | None = None, draw: int | None = None
+    ) -> VideoFrames:
         """Returns the stored frames of a video.
 
         Args:
             video: Its id.
             item: Which item, where the same video was cached under several selections.
+            draw: Which crop, where the view holds several of each video.
 
         Raises:
             CacheNotFoundError: no complete video of that id.
-            CacheError: several selections of it, and none chosen.
+            CacheError: several selections or crops of it, and none chosen.
         """
         entries = [
             (held, split)
             for held, split in self._videos.items(video)
-            if item is None or held.item.startswith(item)
+            if (item is None or held.item.startswith(item)) and draw in (None, held.draw)
         ]
         if not entries:
             raise CacheNotFoundError(
@@ -74,6 +86,12 @@ class View:
                 run=f"fcache ls '{self.folder.parent}'",
             )
         if len(entries) > 1:
+            draws = sorted({held.draw for held, _ in entries if held.draw is not None})
+            if len(draws) == len(entries):
+                raise CacheError(
+                    f"video '{video}' is cached as {len(draws)} crops; expected draw= to say "
+                    f"which: {', '.join(map(str, draws))}."
+                )
             choices = "; ".join(
                 f"{held.item}: selection {dict(held.selection)}" for held, _ in entries
             )
@@ -124,7 +142,7 @@ class View:
         for cut, block in zip(cuts, blocks, strict=True):
             reader = self._reader(held.item.bucket, cut.spec)
             reader.read(self.state.shards, rows, cut.positions, block, verify, cut.window)
-        return self._clip(blocks, len(wanted), held.valid, pixels)
+        return self._clip(blocks, wanted, held.valid, pixels)
 
     def _reader(self, bucket: Bucket, spec: ArraySpec) -> ArrayReader | ZarrReader:
         key = (bucket.name, spec.name)
@@ -141,16 +159,27 @@ class View:
     def _clip(
         self,
         blocks: tuple[npt.NDArray[np.generic], ...],
-        num_stages: int,
+        wanted: tuple[int, ...],
         valid: tuple[int, int],
         pixels: bool,
     ) -> Clip:
-        if self.index.layout.plain:
-            stages = tuple(blocks[0][:, stage] for stage in range(num_stages))
+        layout = self.index.layout
+        if layout.plain:
+            by_stage = [block[:, k] for block in blocks for k in range(block.shape[1])]
         else:
-            stages = tuple(block[:, 0] for block in blocks[:num_stages])
-        canvas = blocks[-1][:, 0].view(np.uint8) if pixels else None
-        return Clip(stages, canvas, valid, self.index.layout.dtype, blocks)
+            by_stage = [block[:, 0] for block in blocks]
+        count = len(wanted)
+        return Clip(
+            stages=tuple(by_stage[:count]),
+            pixels=blocks[-1][:, 0].view(np.uint8) if pixels else None,
+            valid=valid,
+            logical_dtype=layout.dtype,
+            blocks=blocks,
+            scales=tuple(by_stage[count : 2 * count]) if layout.compact else (),
+            channel_scales=tuple(self.channel_scales[stage] for stage in wanted)
+            if layout.compact
+            else (),
+        )
 
 
 class StoreCache:

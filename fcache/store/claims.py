@@ -60,6 +60,15 @@ class Claims:
             self._held.add(path)
         return True
 
+    def is_free(self, bucket: str, shard: int) -> bool:
+        """Whether ``take`` would claim a shard at this moment, without asking for the lock."""
+        path = self._path(bucket, shard)
+        return (
+            not path.exists()
+            or self._is_mine(path)
+            or not is_live(path, _filesystem_now(self._folder))
+        )
+
     def release(self, bucket: str, shard: int) -> None:
         """Gives a shard up."""
         self._drop(self._path(bucket, shard))

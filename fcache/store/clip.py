@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,14 @@ class Clip:
     """Frames read together. Pass one as ``out=`` to read the next clip into the same memory.
 
     Attributes:
-        stages: Per wanted stage ``[T, h, w, C]``; bfloat16 comes as its bits in uint16.
+        stages: Per wanted stage ``[T, h, w, C]`` as stored; bfloat16 comes as its bits in uint16,
+            int8 to be multiplied by its scales.
         pixels: ``[T, H, W, 3]`` uint8 canvas, zero outside ``valid``; None if not asked for.
         valid: Height and width of the canvas that the frame covers, pixels.
         logical_dtype: What the values of ``stages`` mean.
+        scales: Of int8, the token scales ``[T, h, w]`` float16 of each wanted stage.
+        channel_scales: Of int8, the channel scales ``[C]`` float32 of each wanted stage.
+        blocks: The memory of all of it.
     """
 
     stages: tuple[npt.NDArray[np.generic], ...]
@@ -28,6 +33,21 @@ class Clip:
     valid: tuple[int, int]
     logical_dtype: str
     blocks: tuple[npt.NDArray[np.generic], ...]
+    scales: tuple[npt.NDArray[np.generic], ...] = ()
+    channel_scales: tuple[npt.NDArray[np.float32], ...] = ()
+
+    def floats(self, stage: int) -> npt.NDArray[np.floating[Any]]:
+        """Returns the values of a wanted stage, ``[T, h, w, C]``.
+
+        float16 and float32 come as they are stored, without a copy; bfloat16 and int8 as float32.
+        """
+        values = self.stages[stage]
+        if self.logical_dtype == "int8":
+            tokens = self.scales[stage].astype(np.float32)[..., None]
+            return values.astype(np.float32) * tokens * self.channel_scales[stage]
+        if self.logical_dtype == "bfloat16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.view(self.logical_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +64,11 @@ class Cut:
     window: Window | None
 
     def shape(self, num_frames: int) -> tuple[int, ...]:
-        """Shape of the memory it fills, ``[T, positions, h, w, C]``."""
-        height, width, channels = self.spec.chunk_shape
+        """Shape of the memory it fills: ``[T, positions, h, w, C]``, of scales without C."""
+        height, width, *channels = self.spec.chunk_shape
         if self.window is not None:
             height, width = self.window.height, self.window.width
-        return (num_frames, len(self.positions), height, width, channels)
+        return (num_frames, len(self.positions), height, width, *channels)
 
     def allocate(self, num_frames: int) -> npt.NDArray[np.generic]:
         """Memory for a number of frames."""
@@ -62,7 +82,7 @@ def plan_cuts(
     window: tuple[int, int, int, int] | None,
     pixels: bool,
 ) -> list[Cut]:
-    """Returns what a clip takes, features first.
+    """Returns what a clip takes: features, their scales where there are some, pixels.
 
     Args:
         layout: The view's.
@@ -84,11 +104,15 @@ def plan_cuts(
     def scaled(stride: int) -> Window | None:
         return window and Window(*(side * coarsest // stride for side in window))
 
-    if layout.plain:
-        features = [Cut(specs["tokens"], stages, scaled(coarsest))]
-    else:
-        features = [Cut(specs[f"stage{s}"], (0,), scaled(layout.strides[s])) for s in stages]
-    return [*features, Cut(specs["pixels"], (0,), scaled(1))] if pixels else features
+    cuts = []
+    for kind in ("features", "scale")[: 2 if layout.compact else 1]:
+        if layout.plain:
+            name = "tokens" if kind == "features" else kind
+            cuts.append(Cut(specs[name], stages, scaled(coarsest)))
+        else:
+            name = "stage" if kind == "features" else kind
+            cuts += [Cut(specs[f"{name}{s}"], (0,), scaled(layout.strides[s])) for s in stages]
+    return [*cuts, Cut(specs["pixels"], (0,), scaled(1))] if pixels else cuts
 
 
 def check_blocks(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import seal, unseal, write_whole
+from fcache.store.files import MIRROR, repair_command, seal, unseal, write_twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +52,25 @@ class Current:
                 if not any(any(index.glob(pattern)) for pattern in _NAMED):
                     return None
             else:
-                tables = {name: Table(**entry) for name, entry in record["tables"].items()}
-                return cls(record["generation"], tables, record["journal"])
+                return cls.from_json(record)
         raise CacheCorruptError(
-            f"'{path}' is missing; it says which of the records beside it are in force. Restore "
-            "it from a copy, or extract into another cache."
+            f"'{path}' is missing; it says which of the records beside it are in force.",
+            run=repair_command(index.parent.parent),
         )
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Reads the content of the file."""
+        tables = {name: Table(**entry) for name, entry in record["tables"].items()}
+        return cls(record["generation"], tables, record["journal"])
+
     def write(self, index: Path) -> None:
-        """Puts this in force; the caller holds the view's lock."""
-        write_whole(index / "CURRENT", seal(asdict(self)))
+        """Puts this in force; the caller holds the view's lock.
+
+        Nothing that the file of before names may go until this returns: after a kill its second
+        copy is still that one.
+        """
+        write_twice(index, index / "CURRENT", seal(asdict(self)))
 
 
-_NAMED = ("items/*.json", "tables/*.parquet", "parts/*/*.json")
+_NAMED = ("items/*.json", "tables/*.parquet", "parts/*/*.json", f"{MIRROR}/CURRENT")

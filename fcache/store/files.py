@@ -20,6 +20,7 @@ from fcache.store.identity import canonical
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TMP_SUFFIX = ".tmp"
+MIRROR = "mirror"  # folder of the second copies, in a view's index
 
 
 @contextmanager
@@ -85,6 +86,30 @@ def write_whole(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_twice(index: Path, path: Path, data: bytes) -> None:
+    """Writes a file of a view whole, and after it its second copy.
+
+    Readers look at the file alone. After a kill between the two the copy lacks, or is the one of
+    the write before; ``mirror.complete`` sets it right.
+
+    Raises:
+        NoSpaceError: the disk or quota is full.
+    """
+    write_whole(path, data)
+    write_whole(copy_of(index, path), data)
+
+
+def copy_of(index: Path, path: Path) -> Path:
+    """Where the second copy of a file of a view lies."""
+    inside = path.relative_to(index) if path.is_relative_to(index) else Path(path.name)
+    return index / MIRROR / inside
+
+
+def repair_command(cache: Path) -> str:
+    """The command that mends what is damaged in a cache."""
+    return f"fcache verify '{cache}' --repair"
+
+
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its own checksum in it."""
     return {**record, "crc32c": crc32c.crc32c(canonical(record))}
@@ -97,12 +122,11 @@ def unsealed(content: object, where: Path) -> dict[str, Any]:
         CacheCorruptError: ``content`` is no sealed record, or its checksum disagrees.
     """
     if not isinstance(content, dict) or "crc32c" not in content:
-        raise CacheCorruptError(f"'{where}' is not a sealed record.")
+        raise CacheCorruptError(f"'{where}' is not a sealed record.", run=_mended_by(where))
     record = {name: value for name, value in content.items() if name != "crc32c"}
     if crc32c.crc32c(canonical(record)) != content["crc32c"]:
         raise CacheCorruptError(
-            f"'{where}' does not match its checksum; a bit has changed. 'fcache verify' on the "
-            "cache says what mends it."
+            f"'{where}' does not match its checksum; a bit has changed.", run=_mended_by(where)
         )
     return record
 
@@ -122,8 +146,22 @@ def unseal(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise CacheCorruptError(f"'{path}' is not a sealed record: {error}.") from error
+        raise CacheCorruptError(
+            f"'{path}' is not a sealed record: {error}.", run=_mended_by(path)
+        ) from error
     return unsealed(content, path)
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether bytes are a sealed record as ``seal`` spells it, to the last bit.
+
+    Stricter than ``unseal``: a flipped bit may leave the value, as where ``1e-05`` turns into
+    ``1E-05``.
+    """
+    try:
+        return seal(unsealed(json.loads(data), Path())) == data
+    except (ValueError, CacheCorruptError):
+        return False
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -136,8 +174,19 @@ def read_attributes(path: Path) -> dict[str, Any]:
     try:
         attributes = json.loads(path.read_bytes())["attributes"]["fcache"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheCorruptError(f"'{path}' is not a group of fcache's: {error!r}.") from error
+        raise CacheCorruptError(
+            f"'{path}' is not a group of fcache's: {error!r}.", run=_mended_by(path)
+        ) from error
     return unsealed(attributes, path)
+
+
+def _mended_by(path: Path) -> str | None:
+    """The command that mends a file: of a view's index, of a view, or of a cache."""
+    for folder in path.parents:
+        if folder.name == "index":
+            return repair_command(folder.parent.parent)
+    is_view = (path.parent / "index").is_dir()
+    return repair_command(path.parent.parent if is_view else path.parent)
 
 
 _thread_locks: dict[str, threading.Lock] = {}

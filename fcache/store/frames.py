@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from fcache.store.records import Item, standing
 from fcache.store.state import ViewState
@@ -54,13 +56,7 @@ class Catalogue:
         complete = [n for n in state.names if state.is_complete(items[n.item], feature_array)]
         for name in standing(complete, items):
             self._by_video.setdefault(name.video_id, []).append((items[name.item], name.split))
-        self._places = _places(state)
-        # As plain values: Arrow takes locks inside, which a fork may copy while they are held.
-        frames = state.tables.frames
-        self._columns = [
-            np.array(frames[name].to_pylist(), object)
-            for name in ("row", "frame_name", "source_index", "pts_us")
-        ]
+        self._frames = FrameTable(state.tables.frames)
 
     @property
     def videos(self) -> list[str]:
@@ -72,31 +68,120 @@ class Catalogue:
         return self._by_video.get(video, [])
 
     def frames(self, video: str, item: Item, split: str | None) -> VideoFrames:
-        """Returns the frames of an item."""
-        num_frames = self.state.outcomes[item.item].num_frames
-        places = self._places.get(item.item, np.zeros(0, np.int64))[:num_frames]
-        rows, names, source_index, pts_us = (
-            tuple(column[places].tolist()) for column in self._columns
-        )
+        """Returns the frames of an item, its own and those it borrows, in the source's order."""
+        frames = self._frames.of(item, self.state.outcomes[item.item].num_frames)
         return VideoFrames(
             video_id=video,
             split=split,
             item=item,
-            rows=rows,
-            names=names,
-            source_index=source_index,
-            pts_us=pts_us,
+            rows=tuple(frame.row for frame in frames),
+            names=tuple(frame.name for frame in frames),
+            source_index=tuple(frame.source_index for frame in frames),
+            pts_us=tuple(frame.pts_us for frame in frames),
         )
 
 
-def _places(state: ViewState) -> dict[str, npt.NDArray[np.int64]]:
-    """Where each item's frames lie in the frames table, in order."""
-    table = state.tables.frames
-    if not len(table):
-        return {}
-    items = table["item"].combine_chunks().dictionary_encode()
-    codes = np.asarray(items.indices)
-    order = np.lexsort((np.asarray(table["index"]), codes))
-    ends = np.searchsorted(codes[order], np.arange(len(items.dictionary) + 1))
-    names = items.dictionary.to_pylist()
-    return {name: order[ends[i] : ends[i + 1]] for i, name in enumerate(names)}
+class StoredFrame(NamedTuple):
+    """One frame of a view; ``sha256`` is its file's content, where it has a file of its own."""
+
+    row: int
+    name: str
+    source_index: int
+    pts_us: int | None
+    sha256: str | None
+
+
+class FrameTable:
+    """The committed frames of a view, found by item.
+
+    Holds numpy arrays: Arrow takes locks inside, which a fork may copy while they are held, and a
+    Python object for every cell would take minutes and gigabytes at ten million frames.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        table = table.combine_chunks()
+        self._row = np.asarray(table["row"])
+        self._source_index = np.asarray(table["source_index"])
+        self._timed = np.asarray(table["pts_us"].is_valid())
+        self._pts_us = np.asarray(table["pts_us"].fill_null(0))
+        self._name = _Texts(table["frame_name"])
+        self._sha256 = _Texts(table["sha256"].fill_null(""))
+        self._by_item = _Groups(table["item"], np.asarray(table["index"]))
+        self._by_bucket = _Groups(table["bucket"], self._row)
+
+    def of(self, item: Item, num_own: int | None = None) -> list[StoredFrame]:
+        """Returns the committed frames of an item, borrowed ones too, in the source's order.
+
+        Args:
+            item: Which item.
+            num_own: Only so many of its own frames.
+        """
+        places = self._by_item.places(item.item)[:num_own]
+        source_index = self._source_index[places].astype(np.int64)
+        if item.borrowed:
+            theirs, rows = np.array(item.borrowed, np.int64).T
+            held = self._by_bucket.places(item.bucket.name)
+            at = np.searchsorted(self._row[held], rows)
+            there = at < len(held)
+            there[there] = self._row[held[at[there]]] == rows[there]
+            places = np.concatenate([places, held[at[there]]])
+            source_index = np.concatenate([source_index, theirs[there]])
+            order = np.argsort(source_index)
+            places, source_index = places[order], source_index[order]
+        return [
+            StoredFrame(
+                row, self._name[at], index, pts if timed else None, self._sha256[at] or None
+            )
+            for at, row, index, pts, timed in zip(
+                places.tolist(),
+                self._row[places].tolist(),
+                source_index.tolist(),
+                self._pts_us[places].tolist(),
+                self._timed[places].tolist(),
+                strict=True,
+            )
+        ]
+
+
+class _Groups:
+    """The rows of a table by a name that they share.
+
+    Args:
+        names: A column of text.
+        within: What rows of one name are sorted by.
+    """
+
+    def __init__(self, names: pa.ChunkedArray, within: npt.NDArray[np.generic]) -> None:
+        encoded = names.combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        codes = np.asarray(encoded.indices)
+        self._order = np.lexsort((within, codes))
+        self._numbers = {name: n for n, name in enumerate(encoded.dictionary.to_pylist())}
+        self._ends = np.searchsorted(codes[self._order], np.arange(len(self._numbers) + 1))
+
+    def places(self, name: str) -> npt.NDArray[np.int64]:
+        """Where the rows of a name lie in the table, in order."""
+        number = self._numbers.get(name)
+        if number is None:
+            return np.zeros(0, np.int64)
+        return self._order[self._ends[number] : self._ends[number + 1]]
+
+
+class _Texts:
+    """A column of text, decoded cell by cell."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        chunk = column.cast(pa.large_string()).combine_chunks()
+        if isinstance(chunk, pa.ChunkedArray):
+            chunk = (
+                pa.concat_arrays(chunk.chunks)
+                if chunk.num_chunks
+                else pa.array([], pa.large_string())
+            )
+        _, offsets, data = chunk.buffers()
+        self._offsets = np.frombuffer(offsets, np.int64)[chunk.offset :].copy()
+        self._data = data.to_pybytes() if data else b""
+
+    def __getitem__(self, place: int) -> str:
+        return self._data[self._offsets[place] : self._offsets[place + 1]].decode()

@@ -27,9 +27,16 @@ def view_key(identity: Mapping[str, Any]) -> str:
     return digest(identity)[:KEY_LENGTH]
 
 
-def item_id(content_sha256: str, selection: Mapping[str, Any]) -> str:
-    """The name of an item: one source's content, under one frame selection."""
-    return digest({"content": content_sha256, "selection": dict(selection)})[:ITEM_LENGTH]
+def item_id(content_sha256: str, selection: Mapping[str, Any], **more: Any) -> str:  # noqa: ANN401
+    """The name of an item: one source's content, under one frame selection.
+
+    Args:
+        content_sha256: The content.
+        selection: Which frames of it.
+        more: What else tells items apart: the draw of a crop, or that frames are joined by name.
+    """
+    content = {"content": content_sha256, "selection": dict(selection), **more}
+    return digest(content)[:ITEM_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ Everything lies in ``<key>/index`` as small sealed files that are only ever adde
     ended/<item>.json       ends that no commit record could carry
     claims/                 heartbeats of the jobs at work
     manifests/<n>.json      manifests the view was built from, oldest first
+    mirror/                 second copies of what nothing else could restore
 
 Writers hold ``lock`` for each change; readers hold nothing.
 """
@@ -27,10 +28,12 @@ from fcache.store.claims import sweep_claims
 from fcache.store.current import Current
 from fcache.store.files import (
     TMP_SUFFIX,
+    copy_of,
     locked,
     seal,
     sealed,
     unseal,
+    write_twice,
     write_whole,
 )
 from fcache.store.identity import view_key
@@ -43,8 +46,10 @@ from fcache.store.layout import (
     group_json,
     num_shards,
 )
+from fcache.store.mirror import complete
 from fcache.store.records import Item, ItemRequest, Name, Outcome, Part
 from fcache.store.root import ROOT_DOCUMENT, view_attributes
+from fcache.store.rows import FreeRows
 from fcache.store.state import ViewState as ViewState
 from fcache.store.tables import ShardTable, Tables
 
@@ -63,17 +68,31 @@ class ViewIndex:
 
     @classmethod
     def create(
-        cls, cache: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any]
+        cls,
+        cache: Path,
+        identity: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        calibration: Mapping[str, Any] | None = None,
     ) -> ViewIndex:
         """Opens the view of an identity, making it if there is none.
+
+        Args:
+            cache: The cache's folder.
+            identity: What decides the values.
+            provenance: Who makes it, with what.
+            calibration: Of int8, ``channel_scales`` and how they were found.
 
         Raises:
             NoSpaceError, CacheError: the folder cannot be written.
         """
         folder = cache / view_key(identity)
-        if not (folder / "zarr.json").exists():
+        path = folder / "zarr.json"
+        # One that lacks beside its second copy was lost: only that is the same again.
+        if not path.exists() and not copy_of(folder / "index", path).exists():
             record = {"layout": LAYOUT_VERSION, "identity": identity, "provenance": provenance}
-            write_whole(folder / "zarr.json", group_json({"fcache": sealed(record)}))
+            if calibration is not None:
+                record["calibration"] = calibration
+            write_whole(path, group_json({"fcache": sealed(record)}))
         return cls(folder)
 
     @property
@@ -106,22 +125,20 @@ class ViewIndex:
     def reserve(self, requests: Iterable[ItemRequest], names: Iterable[Name]) -> dict[str, Item]:
         """Gives rows to the items that have none, and records the names; returns all items.
 
-        Rows never move. A video starts on a shard of its own.
+        Rows never move. A video starts on a shard of its own; images that are reserved together
+        share shards.
 
         Raises:
             ValueError: a name is given to an item that is neither there nor requested.
         """
         with locked(self._lock):
             journal = read_journal(self.index)
-            used = journal.rows_used()
+            rows = FreeRows(journal.rows_used())
             added = []
             for request in requests:
                 if request.item not in journal.items:
-                    rows = max(1, num_shards(request.expected_frames)) * SHARD_ROWS
-                    first = used.get(request.bucket, 0)
-                    used[request.bucket] = first + rows
                     fields = {name: getattr(request, name) for name in _REQUEST_FIELDS}
-                    added.append(Item(**fields, extents=((first, rows),)))
+                    added.append(Item(**fields, extents=rows.take(request)))
                     journal.items[request.item] = added[-1]
             fresh = journal.lacking(names)
             for name in fresh:
@@ -129,6 +146,19 @@ class ViewIndex:
                     raise ValueError(f"video '{name.video_id}' names the unknown item {name.item}")
             self._settle(journal, added, fresh)
         return journal.items
+
+    def renew(self, items: Iterable[str]) -> None:
+        """Gives images new rows whose shards were committed without them."""
+        with locked(self._lock):
+            journal = read_journal(self.index)
+            rows = FreeRows(journal.rows_used())
+            moved = [
+                replace(journal.items[name], extents=rows.take(journal.items[name]))
+                for name in dict.fromkeys(items)
+            ]
+            journal.items.update((item.item, item) for item in moved)
+            if moved:
+                self._settle(journal, moved, [])
 
     def extend(self, item: Item, num_frames: int) -> Item:
         """Gives an item more shards at the end of its bucket, for at least ``num_frames`` frames.
@@ -203,7 +233,8 @@ class ViewIndex:
     def forget(self, bucket: Bucket, shards: Iterable[int]) -> None:
         """Takes back commits, so that the next job makes these row groups again.
 
-        What they told of the lengths of items is kept. A commit record that is damaged is removed.
+        What they told of the lengths of videos is kept; of an image it is told again. A commit
+        record that is damaged is removed.
         """
         numbers = sorted(set(shards))
         with locked(self._lock):
@@ -213,9 +244,15 @@ class ViewIndex:
             for path in paths:
                 with suppress(CacheCorruptError):
                     ended |= Part.from_json(unseal(path)).ended
+            items = read_journal(self.index).items
+            images = {
+                item.item
+                for item in items.values()
+                if item.packed and item.bucket == bucket and item.row_of(0) // SHARD_ROWS in numbers
+            }
             _, tables = Tables.load(self.index)
             kept = tables.without({(bucket.name, shard) for shard in numbers})
-            kept.with_ended(ended).save(self.index, read_journal(self.index).items)
+            kept.with_ended(ended, less=images).save(self.index, items)
             for path in paths:
                 path.unlink()
 
@@ -226,7 +263,7 @@ class ViewIndex:
             if not paths or unseal(paths[-1])["sha256"] != sha256:
                 number = int(paths[-1].stem) + 1 if paths else 0
                 path = self.index / "manifests" / f"{number:06d}.json"
-                write_whole(path, seal({"sha256": sha256, "manifest": manifest}))
+                write_twice(self.index, path, seal({"sha256": sha256, "manifest": manifest}))
 
     def manifests(self) -> list[dict[str, Any]]:
         """The embedded manifests, oldest first."""
@@ -266,6 +303,7 @@ class ViewIndex:
                 write_whole(path, document)
         if items or names:
             append_journal(self.index, journal, items, names)
+        complete(self.index)
 
     def _part_path(self, bucket: Bucket, shard: int) -> Path:
         return self.index / "parts" / bucket.name / f"{shard:08d}.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fcache.errors import CacheCorruptError
 from fcache.store.current import Current
-from fcache.store.files import seal, unseal, write_whole
-from fcache.store.layout import SHARD_ROWS, Bucket
+from fcache.store.files import repair_command, seal, unseal, write_twice
+from fcache.store.layout import SHARD_ROWS, Bucket, num_shards
 from fcache.store.records import Item, Name, standing
 
 
@@ -29,11 +29,11 @@ class Entries:
     num_records: int
 
     def rows_used(self) -> dict[Bucket, int]:
-        """Rows given away in each bucket, a multiple of ``SHARD_ROWS``."""
+        """Rows given away in each bucket, whole shards of them."""
         used: dict[Bucket, int] = {}
         for item in self.items.values():
-            end = max(first + rows for first, rows in item.extents)
-            used[item.bucket] = max(used.get(item.bucket, 0), end)
+            end = max((first + rows for first, rows in item.extents), default=0)
+            used[item.bucket] = max(used.get(item.bucket, 0), num_shards(end) * SHARD_ROWS)
         return used
 
     def shards_used(self) -> dict[Bucket, int]:
@@ -68,8 +68,8 @@ def read_journal(index: Path) -> Entries:
         except FileNotFoundError:
             if number < current.journal:
                 raise CacheCorruptError(
-                    f"'{path}' is missing; the journal has {current.journal} records. Restore it "
-                    "from a copy, or extract into another cache."
+                    f"'{path}' is missing; the journal has {current.journal} records.",
+                    run=repair_command(index.parent.parent),
                 ) from None
             return Entries(items, list(names.values()), number)
         for content in record["items"]:
@@ -95,7 +95,7 @@ def append_journal(
         "items": [item.to_json() for item in items],
         "names": [asdict(name) for name in names],
     }
-    write_whole(_path(index, entries.num_records), seal(record))
+    write_twice(index, _path(index, entries.num_records), seal(record))
     replace(current, journal=entries.num_records + 1).write(index)
 
 

@@ -1,6 +1,7 @@
 """Where things lie in a cache, and what shape they have: pure arithmetic.
 
-``<cache>/<key>/<H>x<W>/{tokens | stage0..stage3, pixels}`` are Zarr v3 arrays with a row per frame.
+``<cache>/<key>/<H>x<W>/{tokens | stage0..stage3, pixels}`` are Zarr v3 arrays with a row per frame;
+the compact tier adds the token scales, ``scale`` or ``scale0..scale3``.
 A *chunk* is the inner readable unit (one frame, one stage); a *shard* is one file of 16 rows. ``H``
 and ``W`` are the sides of the padded canvas in pixels. Bookkeeping lies in ``<cache>/<key>/index``.
 """
@@ -21,8 +22,15 @@ EMPTY = 2**64 - 1  # offset and size of a missing chunk in a shard's index
 CRC_BYTES = 4
 
 # numpy and zarr-python know no bfloat16: its bits are stored as uint16.
-STORED_AS = {"float16": "float16", "float32": "float32", "bfloat16": "uint16", "uint8": "uint8"}
-ITEM_BYTES = {"float16": 2, "uint16": 2, "float32": 4, "uint8": 1}
+STORED_AS = {
+    "float16": "float16",
+    "float32": "float32",
+    "bfloat16": "uint16",
+    "int8": "int8",
+    "uint8": "uint8",
+}
+ITEM_BYTES = {"float16": 2, "uint16": 2, "float32": 4, "int8": 1, "uint8": 1}
+STAGED = {"tokens", "scale"}  # arrays with a stage axis behind the row
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +38,11 @@ class ArraySpec:
     """One Zarr array of a bucket.
 
     Attributes:
-        name: ``tokens``, ``stage0``..``stage3`` or ``pixels``.
+        name: ``tokens``, ``stage0``..``stage3``, ``scale``, ``scale0``..``scale3`` or ``pixels``.
         logical_dtype: What the values mean; ``bfloat16`` is stored as ``uint16``.
-        row_shape: Shape of one row: ``(S, h, w, C)``, ``(h, w, C)`` or ``(H, W, 3)``.
-        chunks_per_row: Inner chunks of one row: S for ``tokens``, else 1.
+        row_shape: Shape of one row: ``(S, h, w, C)``, ``(h, w, C)``, ``(S, h, w)``, ``(h, w)`` or
+            ``(H, W, 3)``.
+        chunks_per_row: Inner chunks of one row: S for ``tokens`` and ``scale``, else 1.
         dims: Zarr dimension names, the row first.
     """
 
@@ -51,7 +60,7 @@ class ArraySpec:
     @property
     def chunk_shape(self) -> tuple[int, ...]:
         """Shape of one inner chunk without its row axis, the stage axis dropped."""
-        return self.row_shape[1:] if self.name == "tokens" else self.row_shape
+        return self.row_shape[1:] if self.name in STAGED else self.row_shape
 
     @property
     def chunk_bytes(self) -> int:
@@ -74,7 +83,7 @@ class ArraySpec:
 
     def zarr_json(self, num_shards: int) -> bytes:
         """The array's ``zarr.json`` for a number of shards."""
-        inner = (1, *self.chunk_shape) if self.name != "tokens" else (1, 1, *self.chunk_shape)
+        inner = (1, 1, *self.chunk_shape) if self.name in STAGED else (1, *self.chunk_shape)
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         values = {"name": "bytes"} if ITEM_BYTES[self.dtype] == 1 else little
         sharding = {
@@ -130,7 +139,7 @@ class ViewLayout:
         plain: True for a plain ViT (one ``tokens`` array), False for a pyramid.
         channels: Channels of each stage output.
         strides: Canvas pixels per token of each stage output.
-        dtype: Stored value type: float16, bfloat16 or float32.
+        dtype: Stored value type: float16, bfloat16, float32, or int8 with token scales.
     """
 
     plain: bool
@@ -158,26 +167,33 @@ class ViewLayout:
         """Token grid (h, w) of a stage."""
         return bucket.height // self.strides[stage], bucket.width // self.strides[stage]
 
+    @property
+    def compact(self) -> bool:
+        """Whether values are int8 with a scale for each token."""
+        return self.dtype == "int8"
+
+    @property
+    def feature_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that hold stage outputs, finest stage first."""
+        return ("tokens",) if self.plain else tuple(f"stage{s}" for s in range(self.num_stages))
+
     def arrays(self, bucket: Bucket) -> tuple[ArraySpec, ...]:
-        """Every array of a bucket, features first, pixels last."""
-        dims = ("row", "y", "x", "channel")
+        """Every array of a bucket: features, their scales where compact, pixels last."""
+        specs = [
+            self._features(bucket, stage) for stage in range(1 if self.plain else self.num_stages)
+        ]
+        if self.compact:
+            specs += [_scales_of(spec) for spec in specs]
+        pixels = (bucket.height, bucket.width, 3)
+        return (*specs, ArraySpec("pixels", "uint8", pixels, 1, ("row", "y", "x", "channel")))
+
+    def _features(self, bucket: Bucket, stage: int) -> ArraySpec:
+        shape = (*self.grid(bucket, stage), self.channels[stage])
         if self.plain:
-            shape = (self.num_stages, *self.grid(bucket, 0), self.channels[0])
-            features = [
-                ArraySpec("tokens", self.dtype, shape, self.num_stages, ("row", "stage", *dims[1:]))
-            ]
-        else:
-            features = [
-                ArraySpec(
-                    f"stage{stage}",
-                    self.dtype,
-                    (*self.grid(bucket, stage), channels),
-                    1,
-                    dims,
-                )
-                for stage, channels in enumerate(self.channels)
-            ]
-        return (*features, ArraySpec("pixels", "uint8", (bucket.height, bucket.width, 3), 1, dims))
+            dims = ("row", "stage", "y", "x", "channel")
+            count = self.num_stages
+            return ArraySpec("tokens", self.dtype, (count, *shape), count, dims)
+        return ArraySpec(f"stage{stage}", self.dtype, shape, 1, ("row", "y", "x", "channel"))
 
     def frame_bytes(self, bucket: Bucket) -> int:
         """Bytes one frame takes on disk, alignment and checksums included."""
@@ -186,6 +202,13 @@ class ViewLayout:
             * spec.chunks_per_row
             for spec in self.arrays(bucket)
         )
+
+
+def _scales_of(features: ArraySpec) -> ArraySpec:
+    """The array of token scales beside an array of features."""
+    name = "scale" + features.name.removeprefix("tokens").removeprefix("stage")
+    shape, dims = features.row_shape[:-1], features.dims[:-1]
+    return ArraySpec(name, "float16", shape, features.chunks_per_row, dims)
 
 
 def group_json(attributes: Mapping[str, Any]) -> bytes:

@@ -33,7 +33,12 @@ class ItemRequest:
         selection: The frame selection, as it entered the name.
         bucket: The canvas its frames are drawn on.
         placement: ``PLACEMENT_FIELDS``, in pixels: how a frame lies on the canvas.
-        expected_frames: What the container promises; rows are reserved for it, no more.
+        expected_frames: Frames of its own that the container promises; rows are reserved for
+            them, no more.
+        draw: Which crop of the video, in a view of crops.
+        packed: Whether it is a single image, which shares its shard with others.
+        borrowed: ``(source index, row)`` of the frames it has in rows of other items, which were
+            there before it; they lie in the same bucket.
     """
 
     item: str
@@ -42,6 +47,9 @@ class ItemRequest:
     bucket: Bucket
     placement: Mapping[str, int | bool]
     expected_frames: int
+    draw: int | None = None
+    packed: bool = False
+    borrowed: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Item(ItemRequest):
     """An item with its rows.
 
     Attributes:
-        extents: ``(first row, number of rows)`` runs, in the order the frames fill them.
+        extents: ``(first row, number of rows)`` runs, in the order its own frames fill them.
     """
 
     extents: tuple[tuple[int, int], ...] = ()
@@ -60,7 +68,7 @@ class Item(ItemRequest):
         return sum(rows for _, rows in self.extents)
 
     def row_of(self, frame: int) -> int:
-        """Row of the item's k-th frame.
+        """Row of the k-th of the item's own frames.
 
         Raises:
             IndexError: no row is reserved for it.
@@ -73,21 +81,25 @@ class Item(ItemRequest):
         raise IndexError(f"item {self.item} has {self.num_rows} rows, none for frame {frame}")
 
     def shards(self, num_frames: int | None = None) -> Iterator[tuple[int, int]]:
-        """Yields (first frame, shard) for every shard of the item, up to ``num_frames``."""
+        """Yields (first own frame, shard) for every shard of its own, up to ``num_frames``."""
         end = self.num_rows if num_frames is None else num_frames
         for frame in range(0, end, SHARD_ROWS):
             yield frame, self.row_of(frame) // SHARD_ROWS
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads back."""
-        return {**asdict(self), "bucket": self.bucket.name}
+        """A JSON object that ``from_json`` reads back; what most items lack is left out."""
+        content = {**asdict(self), "bucket": self.bucket.name}
+        usual = (None, False, ())
+        return {k: v for k, v in content.items() if not any(v is one for one in usual)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Reads ``to_json``."""
-        extents = tuple((int(first), int(rows)) for first, rows in content["extents"])
-        bucket = Bucket.parse(content["bucket"])
-        return cls(**{**content, "bucket": bucket, "extents": extents})
+        pairs = {
+            name: tuple((int(first), int(second)) for first, second in content.get(name, ()))
+            for name in ("extents", "borrowed")
+        }
+        return cls(**{**content, "bucket": Bucket.parse(content["bucket"]), **pairs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +112,11 @@ class Name:
 
 
 def standing(names: Iterable[Name], items: Mapping[str, Item]) -> list[Name]:
-    """The names that stand: of a video's contents under one selection, the last said."""
-    last = {(name.video_id, canonical(items[name.item].selection)): name for name in names}
+    """The names that stand: of a video's contents under one selection and draw, the last said."""
+    last = {}
+    for name in names:
+        item = items[name.item]
+        last[name.video_id, canonical(item.selection), item.draw] = name
     return list(last.values())
 
 
@@ -111,10 +126,11 @@ class FrameRecord:
 
     Attributes:
         row: Row in the bucket's arrays.
-        index: Position among the item's selected frames.
+        index: Position among the item's own frames.
         frame_name: Name that labels join by: a file's stem, or the 5-digit source index.
         source_index: Position in the source, in presentation order.
         pts_us: Time from the source's first frame, microseconds; None for image files.
+        sha256: Content of its file, for frames that have one.
     """
 
     row: int
@@ -123,6 +139,7 @@ class FrameRecord:
     frame_name: str
     source_index: int
     pts_us: int | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +151,7 @@ class Part:
     Attributes:
         arrays: Per array, the shard file's record.
         frames: The frames in it.
-        ended: Items whose last frame lies here, with their number of frames.
+        ended: Items whose last own frame lies here, with their number of own frames.
         stats: Per stage largest magnitude, and the like: what a look at the values told.
         provenance: Versions, device, host, times: a difference warns, nothing more.
     """

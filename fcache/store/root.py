@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError
-from fcache.store.files import TMP_SUFFIX, read_attributes, sealed, write_whole
+from fcache.store.files import (
+    TMP_SUFFIX,
+    copy_of,
+    read_attributes,
+    repair_command,
+    sealed,
+    write_whole,
+)
 from fcache.store.identity import KEY_LENGTH, view_key
 from fcache.store.layout import LAYOUT_VERSION, group_json
 
@@ -79,9 +86,13 @@ def view_attributes(folder: Path) -> dict[str, Any]:
         CacheError: the view is of a newer layout.
         CacheCorruptError: the attributes fail their checksum, or name another folder.
     """
+    path, index = folder / "zarr.json", folder / "index"
     try:
-        record = read_attributes(folder / "zarr.json")
+        record = read_attributes(path)
     except FileNotFoundError:
+        if copy_of(index, path).exists():
+            run = repair_command(folder.parent)
+            raise CacheCorruptError(f"'{path}' is missing.", run=run) from None
         raise CacheNotFoundError(f"'{folder}' holds no view.") from None
     if "identity" not in record:
         raise CacheNotFoundError(f"'{folder}' holds no view; expected a folder named by its key.")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import crc32c
 import numpy as np
@@ -19,6 +20,10 @@ import numpy.typing as npt
 from fcache.errors import CacheCorruptError
 from fcache.store.files import make_folder, space_checked, sync_folder, temporary
 from fcache.store.layout import ALIGN_BYTES, CRC_BYTES, EMPTY
+
+# Read and checked piece by piece, in memory that stays in the processor's cache: fresh pages for
+# every chunk would cost more than reading it.
+CHECK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +135,42 @@ def read_index(fd: int, num_chunks: int, path: Path) -> tuple[npt.NDArray[np.uin
     return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2), crc
 
 
-def check_shard(path: Path, record: ShardRecord, num_chunks: int) -> Iterator[str]:
+def check_shard(
+    path: Path,
+    record: ShardRecord,
+    num_chunks: int,
+    scratch: memoryview | None = None,
+    stop: Event | None = None,
+) -> Iterator[str]:
     """Yields every way in which a shard file differs from its commit record.
 
-    Reads the whole file once, a chunk at a time. Bytes between chunks belong to nobody.
+    Reads the whole file once. Bytes between chunks belong to nobody.
+
+    Args:
+        path: The file.
+        record: What was committed.
+        num_chunks: Inner chunks of a full shard.
+        scratch: Memory to read into, for who checks many; ``CHECK_BYTES`` of it is best.
+        stop: Once it is set, the rest of the file is left unread.
     """
+    scratch = memoryview(bytearray(CHECK_BYTES)) if scratch is None else scratch
     try:
         with path.open("rb", buffering=0) as file:
-            yield from _differences(file.fileno(), path, record, num_chunks)
+            yield from _differences(file.fileno(), path, record, num_chunks, scratch, stop)
     except FileNotFoundError:
         yield "the file is missing"
     except OSError as error:
         yield f"the file cannot be read: {error.strerror}"
 
 
-def _differences(fd: int, path: Path, record: ShardRecord, num_chunks: int) -> Iterator[str]:
+def _differences(
+    fd: int,
+    path: Path,
+    record: ShardRecord,
+    num_chunks: int,
+    scratch: memoryview,
+    stop: Event | None,
+) -> Iterator[str]:
     size = os.fstat(fd).st_size
     if size != record.size_bytes:
         yield f"the file has {size:,} bytes, {record.size_bytes:,} were committed"
@@ -160,11 +186,22 @@ def _differences(fd: int, path: Path, record: ShardRecord, num_chunks: int) -> I
     if index_crc != record.index_crc or not np.array_equal(index, expected):
         yield "the index is not the one committed"
         return
-    # One buffer for all: fresh pages for every chunk would cost more than reading it.
-    buffer = memoryview(bytearray(max(length for _, _, length, _ in record.chunks)))
     for position, offset, length, crc in record.chunks:
-        count = os.preadv(fd, [buffer[:length]], offset)
-        payload, stored = buffer[: length - CRC_BYTES], buffer[length - CRC_BYTES : length]
-        same = crc32c.crc32c(payload) == crc == int.from_bytes(stored, "little")
-        if count != length or not same:
+        if stop is not None and stop.is_set():
+            return
+        end = offset + length - CRC_BYTES
+        stored = os.pread(fd, CRC_BYTES, end)
+        if not _crc_of(fd, offset, end, scratch) == crc == int.from_bytes(stored, "little"):
             yield f"chunk {position} fails its checksum"
+
+
+def _crc_of(fd: int, offset: int, end: int, scratch: memoryview) -> int:
+    """crc32c of the bytes of a file from ``offset`` to ``end``, or to the file's end."""
+    crc = 0
+    while offset < end:
+        count = os.preadv(fd, [scratch[: end - offset]], offset)
+        if count == 0:
+            break
+        crc = crc32c.crc32c(scratch[:count], crc)
+        offset += count
+    return crc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import Item, Name, Outcome
 from fcache.store.tables import ShardTable, Tables
 
@@ -29,22 +30,39 @@ class ViewState:
     generation: int
 
     def missing(self, item: Item, array: str) -> list[tuple[int, int]]:
-        """The (first frame, shard) of each of the item's shards that is not committed.
+        """The (first own frame, shard) of each shard of the item's own that is to be made.
 
         Args:
             item: Which item.
             array: Any array of the view; a row group is committed whole.
         """
-        outcome = self.outcomes.get(item.item)
-        num_frames = outcome.num_frames if outcome and outcome.status == "done" else None
+        done = self.is_done(item)
+        num_frames = self.outcomes[item.item].num_frames if done else None
         name = item.bucket.name
         return [
             (frame, shard)
             for frame, shard in item.shards(num_frames)
-            if (name, array, shard) not in self.shards
+            if (name, array, shard) not in self.shards or (item.packed and not done)
         ]
 
-    def is_complete(self, item: Item, array: str) -> bool:
-        """Whether every frame of an item can be read."""
+    def is_done(self, item: Item) -> bool:
+        """Whether the number of the item's own frames is known, and none of them impossible."""
         outcome = self.outcomes.get(item.item)
-        return outcome is not None and outcome.status == "done" and not self.missing(item, array)
+        return outcome is not None and outcome.status == "done"
+
+    def is_left_out(self, item: Item, array: str) -> bool:
+        """Whether the shard of an image was committed without it, so that it needs a new row."""
+        if not item.packed or self.is_done(item):
+            return False
+        return (item.bucket.name, array, item.row_of(0) // SHARD_ROWS) in self.shards
+
+    def is_complete(self, item: Item, array: str) -> bool:
+        """Whether every frame of an item can be read, the borrowed ones too."""
+        return (
+            self.is_done(item)
+            and not self.missing(item, array)
+            and all(
+                (item.bucket.name, array, shard) in self.shards
+                for shard in {row // SHARD_ROWS for _, row in item.borrowed}
+            )
+        )

@@ -7,6 +7,7 @@ plus the commit records that lie beside it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +17,12 @@ import crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcache.errors import CacheCorruptError
 from fcache.store.current import Current, Table
-from fcache.store.files import write_whole
+from fcache.store.files import MIRROR, repair_command, write_twice
 from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import PLACEMENT_FIELDS, Item, Part
@@ -35,6 +37,7 @@ FRAMES = pa.schema(
         ("frame_name", pa.string()),
         ("source_index", pa.int32()),
         ("pts_us", pa.int64()),
+        ("sha256", pa.string()),
     ]
 )
 SHARDS = pa.schema(
@@ -82,6 +85,7 @@ class Tables:
                 "frame_name": frame.frame_name,
                 "source_index": frame.source_index,
                 "pts_us": frame.pts_us,
+                "sha256": frame.sha256,
             }
             for part in parts
             for frame in part.frames
@@ -124,12 +128,13 @@ class Tables:
             self.ended,
         )
 
-    def with_ended(self, num_frames: Mapping[str, int]) -> Tables:
-        """These tables with the lengths of more items, one row an item."""
+    def with_ended(self, num_frames: Mapping[str, int], less: Set[str] = frozenset()) -> Tables:
+        """These tables with the lengths of more items, one row an item, and less some others."""
         ended = dict(zip(*_columns(self.ended, "item", "num_frames"), strict=True))
         ended.update(num_frames)
-        rows = [{"item": item, "num_frames": count} for item, count in ended.items()]
-        return Tables(self.frames, self.shards, pa.Table.from_pylist(rows, ENDED))
+        rows = [(item, count) for item, count in ended.items() if item not in less]
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[], []]
+        return Tables(self.frames, self.shards, pa.Table.from_arrays(columns, schema=ENDED))
 
     def save(self, index: Path, items: Mapping[str, Item]) -> None:
         """Puts a new generation in force; the caller holds the view's lock.
@@ -144,12 +149,14 @@ class Tables:
         written = {}
         for name in SCHEMAS:
             path = folder / f"{name}.{generation:06d}.parquet"
-            written[name] = Table(path.name, _save_table(getattr(whole, name), path))
+            written[name] = Table(path.name, _save_table(index, getattr(whole, name), path))
         replace(current, generation=generation, tables=written).write(index)
-        kept = {table.name for table in (*written.values(), *current.tables.values())}
-        for path in folder.glob("*.parquet"):
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        copied = {table.name for table in written.values()}
+        kept = copied | {table.name for table in current.tables.values()}
+        left = [path for path in folder.glob("*.parquet") if path.name not in kept]
+        left += [p for p in (index / MIRROR / "tables").glob("*") if p.name not in copied]
+        for path in left:
+            path.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, index: Path) -> tuple[int, Tables]:
@@ -167,8 +174,8 @@ class Tables:
                 before, current = current, Current.read(index)
                 if current == before:
                     raise CacheCorruptError(
-                        f"'{error.filename}' is missing; 'CURRENT' names it. Restore it from a "
-                        "copy, or extract into another cache."
+                        f"'{error.filename}' is missing; 'CURRENT' names it.",
+                        run=repair_command(index.parent.parent),
                     ) from None
             else:
                 return current.generation, cls(**tables)
@@ -235,6 +242,20 @@ def _shard_row(part: Part, name: str, record: ShardRecord) -> dict[str, object]:
     }
 
 
+def made_with(tables: Tables) -> dict[str, set[str]]:
+    """Returns what committed shards were made with: the values of each field of provenance."""
+    found: dict[str, set[str]] = {}
+    for text in pc.unique(tables.shards["provenance"]).to_pylist():
+        for name, value in json.loads(text).items():
+            if name not in PASSING:
+                found.setdefault(name, set()).add(str(value))
+    return found
+
+
+# Provenance that differs from shard to shard.
+PASSING = {"host", "pid", "started_s", "committed_s", "num_frames", "batch"}
+
+
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:
     return [table[name].to_pylist() for name in names]
 
@@ -245,11 +266,11 @@ def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     return np.asarray(lists.offsets), np.asarray(lists.values)
 
 
-def _save_table(table: pa.Table, path: Path) -> int:
+def _save_table(index: Path, table: pa.Table, path: Path) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
-    write_whole(path, data)
+    write_twice(index, path, data)
     return int(crc32c.crc32c(data))
 
 
@@ -259,11 +280,15 @@ def _load_table(index: Path, current: Current, name: str) -> pa.Table:
     data = path.read_bytes()
     if crc32c.crc32c(data) != table.crc32c:
         raise CacheCorruptError(
-            f"'{path}' does not match its checksum; a bit has changed. Restore it from a copy, or "
-            "extract into another cache."
+            f"'{path}' does not match its checksum; a bit has changed.",
+            run=repair_command(index.parent.parent),
         )
-    schema = SCHEMAS[name]
-    return pq.read_table(pa.BufferReader(data), columns=schema.names).cast(schema)
+    file, schema = pq.ParquetFile(pa.BufferReader(data)), SCHEMAS[name]
+    found = file.read([column for column in schema.names if column in file.schema_arrow.names])
+    for field in schema:
+        if field.name not in found.column_names:  # written before there was such a column
+            found = found.append_column(field, pa.nulls(len(found), field.type))
+    return found.select(schema.names).cast(schema)
 
 
 def _with_placement(frames: pa.Table, items: Mapping[str, Item]) -> pa.Table:

@@ -1,91 +1,99 @@
-"""Checking a view: is everything there that was committed, and is it what was committed?"""
+"""Checking a view's records: is everything there that was committed, and is it what was committed?
+
+Of every byte but the gaps between chunks it can be told. Files with a second copy are compared with
+it, Zarr documents with what the identity and the journal make of them, other records with their own
+checksums; shard files are read by ``scrub``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import unseal
+from fcache.store.files import is_sealed
+from fcache.store.findings import Finding as Finding, Remedy
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
 from fcache.store.layout import SHARD_ROWS, Bucket
+from fcache.store.mirror import Pair, pairs
 from fcache.store.records import standing
-from fcache.store.shard import check_shard
+from fcache.store.scrub import Checked as Checked, check_shards as check_shards
 
-# The sealed records that stand for themselves, and what becomes of a view without one.
-_RECORDS = {
-    "quarantine/*.json": "delete it, and the next extract tries the video again",
-    "ended/*.json": "delete it, and the next extract finds the video's end again",
-    "manifests/*.json": "delete it, and the next extract embeds its own manifest",
+# Records that stand for themselves and are cheap to lose, and what makes them again.
+_CHEAP = {
+    "quarantine/*.json": "without it the next extract tries the video again",
+    "ended/*.json": "without it the next extract finds the video's end again",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong.
+def check_copies(index: Path) -> tuple[list[Finding], int]:
+    """Compares the files that have a second copy with it.
 
-    Attributes:
-        path: The file.
-        problem: What is wrong with it.
-        bucket: The row group that must be made again, if that mends it.
-        shard: Its number in the bucket.
-        videos: Ids of the videos with frames in it.
+    Args:
+        index: The ``index`` folder of a view, readable or not.
+
+    Returns:
+        What is wrong, and the number of sound files whose copy lacks or is an older one: a kill
+        leaves one so, and a cache of before there were copies all.
     """
-
-    path: Path
-    problem: str
-    bucket: Bucket | None = None
-    shard: int | None = None
-    videos: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """One shard file that was read, with what was found."""
-
-    size_bytes: int
-    findings: tuple[Finding, ...]
+    findings, num_behind = [], 0
+    for pair in pairs(index):
+        condition, _ = pair.look()
+        num_behind += condition == "behind"
+        if condition == "copy damaged":
+            problem = "the second copy fails its checksum; the file is sound"
+            findings.append(Finding(pair.copy, problem, remedy="restore"))
+        elif condition in {"damaged", "missing"}:
+            how = "fails its checksum" if condition == "damaged" else "is missing"
+            problem = f"the file {how}; its second copy is sound"
+            findings.append(Finding(pair.path, problem, remedy="restore"))
+        elif condition == "lost":
+            findings.append(_lost(pair, index))
+    return findings, num_behind
 
 
 def check_metadata(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
     """Yields what is wrong with the documents and records of a view that is readable.
 
-    Every Zarr document is derived from the identity and the journal, so each is compared byte for
-    byte, the cache's own among them.
+    Every Zarr document but the view's own, which has a second copy, is derived from the identity
+    and the journal, so each is compared byte for byte.
     """
     for path, document in index.documents(read_journal(index.index)).items():
+        if path == index.folder / "zarr.json":
+            continue
         try:
             same = path.read_bytes() == document
         except FileNotFoundError:
-            yield Finding(path, "the file is missing; the next extract writes it")
+            yield Finding(path, "the file is missing", remedy="rewrite")
             continue
         if not same:
-            yield Finding(
-                path, "the file is not the one the view's settings make; the next extract mends it"
-            )
-    yield from _damaged_records(index)
+            problem = "the file is not the one the view's settings make"
+            yield Finding(path, problem, remedy="rewrite")
+    yield from check_records(index)
     yield from _misplaced_frames(index, state)
 
 
-def check_shards(index: ViewIndex, state: ViewState) -> Iterator[Checked]:
-    """Reads every committed shard file and yields what was found, file by file."""
-    owners = _owners(state)
-    for key in sorted(state.shards.keys()):
-        bucket_name, array, shard = key
-        bucket = Bucket.parse(bucket_name)
-        spec = next(spec for spec in index.layout.arrays(bucket) if spec.name == array)
-        path = index.folder / bucket_name / spec.shard_path(shard)
-        record = state.shards.record(key)
-        videos = owners.get((bucket_name, shard), ())
-        yield Checked(
-            record.size_bytes,
-            tuple(
-                Finding(path, problem, bucket, shard, videos)
-                for problem in check_shard(path, record, spec.shard_chunks)
-            ),
-        )
+def check_records(index: ViewIndex) -> Iterator[Finding]:
+    """Yields the damaged records that have no copy: each can be given up."""
+    for pattern, remedy in _CHEAP.items():
+        for path in sorted(index.index.glob(pattern)):
+            if not is_sound(path):
+                problem = f"the record fails its checksum; {remedy}"
+                yield Finding(path, problem, remedy="remove")
+    for path in sorted(index.index.glob("parts/*/*.json")):
+        if not is_sound(path):
+            bucket, shard = Bucket.parse(path.parent.name), int(path.stem)
+            yield Finding.of_shard(path, "the commit record fails its checksum", bucket, shard)
+
+
+def readable_state(index: ViewIndex) -> tuple[ViewState | None, list[Finding]]:
+    """Loads the bookkeeping, with what is damaged in place of an error."""
+    try:
+        return index.load(), []
+    except CacheCorruptError as error:
+        found = [*check_copies(index.index)[0], *check_records(index)]
+        return None, found or [Finding(index.index, error.message)]
 
 
 def unfinished(index: ViewIndex, state: ViewState) -> list[str]:
@@ -98,34 +106,26 @@ def unfinished(index: ViewIndex, state: ViewState) -> list[str]:
     ]
 
 
-def readable_state(index: ViewIndex) -> tuple[ViewState | None, list[Finding]]:
-    """Loads the bookkeeping, with what is damaged in place of an error."""
+def is_sound(path: Path) -> bool:
+    """Whether a record is what was written, or has moved on since it was listed."""
     try:
-        return index.load(), []
-    except CacheCorruptError as error:
-        return None, list(_damaged_records(index)) or [Finding(index.index, error.message)]
-
-
-def _damaged_records(index: ViewIndex) -> Iterator[Finding]:
-    """Yields the damaged records that can be given up."""
-    for pattern, remedy in _RECORDS.items():
-        for path in sorted(index.index.glob(pattern)):
-            if not _is_sound(path):
-                yield Finding(path, f"the record fails its checksum; {remedy}")
-    for path in sorted(index.index.glob("parts/*/*.json")):
-        if not _is_sound(path):
-            bucket, shard = Bucket.parse(path.parent.name), int(path.stem)
-            yield Finding(path, "the commit record fails its checksum", bucket, shard)
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        unseal(path)
-    except CacheCorruptError:
-        return False
-    except FileNotFoundError:  # folded into a table since it was listed
+        return is_sealed(path.read_bytes())
+    except FileNotFoundError:
         return True
-    return True
+
+
+def _lost(pair: Pair, index: Path) -> Finding:
+    how = "fails its checksum" if pair.path.exists() else "is missing"
+    other = "fails its checksum too" if pair.copy.exists() else "is missing"
+    problem = f"the file {how}, and its second copy {other}"
+    remedy: Remedy | None = None
+    if pair.path.parent.name == "manifests":
+        problem, remedy = f"{problem}; the next extract embeds its own manifest", "remove"
+    else:
+        problem += (
+            f"; restore one of them from a backup, or delete '{index.parent}' and extract again"
+        )
+    return Finding(pair.path, problem, remedy=remedy)
 
 
 def _misplaced_frames(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
@@ -140,13 +140,19 @@ def _misplaced_frames(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
             yield Finding(
                 index.index / "items",
                 f"{len(frames)} frames are committed for item {name}, which the journal does not "
-                "name; restore the journal from a copy, or extract into another cache",
+                f"name; restore the journal from a backup, or delete '{index.folder}' and extract "
+                "again",
             )
             continue
         for place, row, bucket in frames:
-            if place >= item.num_rows or (row, bucket) != (item.row_of(place), item.bucket.name):
-                problem = f"frame {place} of item {name} is committed in a row that is not its own"
-                yield Finding(index.index, problem, Bucket.parse(bucket), row // SHARD_ROWS)
+            own = item.row_of(place) if place < item.num_rows else None
+            if (row, bucket) == (own, item.bucket.name):
+                continue
+            problem = f"frame {place} of item {name} is committed in a row that is not its own"
+            wrong = {(Bucket.parse(bucket), row // SHARD_ROWS)}
+            wrong |= {(item.bucket, own // SHARD_ROWS)} if own is not None else set()
+            for group in sorted(wrong):
+                yield Finding.of_shard(index.index, problem, *group)
         yield from _absent_frames(index, state, name, {place for place, _, _ in frames})
 
 
@@ -160,22 +166,9 @@ def _absent_frames(
     for first in sorted({frame - frame % SHARD_ROWS for frame in absent}):
         shard = item.row_of(first) // SHARD_ROWS
         problem = f"frames of item {name} from {first} on are not in their commit record"
-        yield Finding(index.index, problem, item.bucket, shard)
+        yield Finding.of_shard(index.index, problem, item.bucket, shard)
 
 
 def _quarantined(state: ViewState, item: str) -> bool:
     outcome = state.outcomes.get(item)
     return outcome is not None and outcome.status == "quarantined"
-
-
-def _owners(state: ViewState) -> dict[tuple[str, int], tuple[str, ...]]:
-    """Which videos have rows in a shard."""
-    names: dict[str, list[str]] = {}
-    for name in state.names:
-        names.setdefault(name.item, []).append(name.video_id)
-    owners: dict[tuple[str, int], tuple[str, ...]] = {}
-    for item in state.items.values():
-        for _, shard in item.shards():
-            key = (item.bucket.name, shard)
-            owners[key] = (*owners.get(key, ()), *names.get(item.item, ()))
-    return owners

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,9 +12,12 @@ import numpy.typing as npt
 
 from fcache.errors import FeatureError
 from fcache.store.index import ViewIndex
-from fcache.store.layout import SHARD_ROWS, ArraySpec, Bucket
+from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.records import FrameRecord, Part
 from fcache.store.shard import ShardWriter
+
+# int8 has its scales: what their product with 127 can be is checked where they are made.
+RANGES = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38, "int8": 3.4e38}
 
 
 class RowGroup:
@@ -30,6 +33,7 @@ class RowGroup:
         self._specs = index.layout.arrays(bucket)
         self._started_s = time.time()
         self._frames: list[FrameRecord] = []
+        self._rows: set[int] = set()
         self._largest = np.zeros(index.layout.num_stages, np.float64)
         self._writers: dict[str, ShardWriter] = {}
         folder = index.folder / bucket.name
@@ -55,11 +59,16 @@ class RowGroup:
     def put(
         self,
         frame: FrameRecord,
-        stages: list[npt.NDArray[np.generic]],  # S of [h, w, C], stored dtype
-        pixels: npt.NDArray[np.uint8],  # [H, W, 3]
+        arrays: Mapping[str, Sequence[npt.NDArray[np.generic]]],
         largest: npt.NDArray[np.float64],  # [S] largest magnitude before the cast
     ) -> None:
         """Appends one frame.
+
+        Args:
+            frame: Its record.
+            arrays: The chunks of its row in every array, in the stored dtype: for ``tokens`` and
+                ``scale`` one a stage, else one.
+            largest: Magnitudes, checked against the stored type.
 
         Raises:
             FeatureError: a value is not a number or outside the stored type's range.
@@ -67,18 +76,25 @@ class RowGroup:
             NoSpaceError: the disk or quota is full.
         """
         check_range(largest, self._index.layout.dtype, frame)
-        chunks = list(self._chunks(frame.row, stages, pixels, largest))
+        chunks = list(self._chunks(frame.row, arrays, largest))
         for name, position, values in chunks:
             self._writers[name].put(position, values)
         self._frames.append(frame)
+        self._rows.add(frame.row)
         self._largest = np.maximum(self._largest, largest)
 
-    def commit(self, ended: Mapping[str, int], provenance: Mapping[str, Any]) -> Part:
+    def commit(
+        self,
+        ended: Mapping[str, int],
+        provenance: Mapping[str, Any],
+        stats: Mapping[str, Any] | None = None,
+    ) -> Part:
         """Publishes the files, then the record without which they do not exist.
 
         Args:
-            ended: Items whose last frame is in this group, with their number of frames.
+            ended: Items whose last own frame is in this group, with their number of own frames.
             provenance: Who made it, with what.
+            stats: What else a look at the values told.
 
         Raises:
             ValueError: the group holds no frame.
@@ -95,7 +111,7 @@ class RowGroup:
             arrays=arrays,
             frames=tuple(self._frames),
             ended=dict(ended),
-            stats={"largest": [float(value) for value in self._largest]},
+            stats={"largest": [float(value) for value in self._largest], **(stats or {})},
             provenance={
                 **provenance,
                 "started_s": round(self._started_s, 3),
@@ -111,15 +127,14 @@ class RowGroup:
             writer.discard()
 
     @property
-    def num_frames(self) -> int:
+    def frames(self) -> tuple[FrameRecord, ...]:
         """Frames put so far."""
-        return len(self._frames)
+        return tuple(self._frames)
 
     def _chunks(
         self,
         row: int,
-        stages: list[npt.NDArray[np.generic]],
-        pixels: npt.NDArray[np.uint8],
+        arrays: Mapping[str, Sequence[npt.NDArray[np.generic]]],
         largest: npt.NDArray[np.float64],
     ) -> Iterator[tuple[str, int, npt.NDArray[np.generic]]]:
         """Yields (array, position in the shard, values) of each chunk of a row.
@@ -128,16 +143,18 @@ class RowGroup:
             ValueError: they do not fit.
         """
         num_stages = self._index.layout.num_stages
-        if row // SHARD_ROWS != self.shard or any(row == frame.row for frame in self._frames):
+        if row // SHARD_ROWS != self.shard or row in self._rows:
             raise ValueError(f"row {row} is not in shard {self.shard}, or was put before")
-        if len(stages) != num_stages or largest.shape != (num_stages,):
+        wanted = {spec.name: spec.chunks_per_row for spec in self._specs}
+        got = {name: len(chunks) for name, chunks in arrays.items()}
+        if got != wanted or largest.shape != (num_stages,):
             raise ValueError(
-                f"a frame has {num_stages} stage outputs, got {len(stages)} and "
-                f"{largest.size} magnitudes"
+                f"a frame has the chunks {wanted} and {num_stages} magnitudes, got {got} and "
+                f"{largest.size}"
             )
         for spec in self._specs:
             first = row % SHARD_ROWS * spec.chunks_per_row
-            for position, values in enumerate(_values(spec, stages, pixels), start=first):
+            for position, values in enumerate(arrays[spec.name], start=first):
                 if values.shape != spec.chunk_shape or values.dtype != spec.dtype:
                     raise ValueError(
                         f"{spec.name} takes {spec.dtype} {spec.chunk_shape}, "
@@ -146,26 +163,13 @@ class RowGroup:
                 yield spec.name, position, values
 
 
-def _values(
-    spec: ArraySpec,
-    stages: list[npt.NDArray[np.generic]],
-    pixels: npt.NDArray[np.uint8],
-) -> list[npt.NDArray[np.generic]]:
-    """The chunks of one row of an array, in order."""
-    if spec.name == "pixels":
-        return [pixels]
-    if spec.name == "tokens":
-        return stages
-    return [stages[int(spec.name.removeprefix("stage"))]]
-
-
 def check_range(largest: npt.NDArray[np.float64], dtype: str, frame: FrameRecord) -> None:
     """Refuses values that the stored type cannot hold.
 
     Raises:
         FeatureError: names the frame, the stage and the value.
     """
-    limit = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}[dtype]
+    limit = RANGES[dtype]
     for stage, value in enumerate(largest.tolist()):
         where = f"frame {frame.index} ('{frame.frame_name}'), stage {stage}"
         if not np.isfinite(value):

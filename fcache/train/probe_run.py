@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcache.config import ProbeConfig
-from fcache.data.canvas import IGNORE, as_float
+from fcache.data.canvas import IGNORE
 from fcache.data.dataset import ClipDataset
 from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
@@ -76,7 +76,7 @@ class CachedFrames:
         """The stage outputs of a frame, each [h, w, C]."""
         video, frame = self.clips.clips[index]
         clip = self.clips.view.read(video, [frame], pixels=False)
-        return [as_float(stage[0], clip.logical_dtype) for stage in clip.stages]
+        return [clip.floats(stage)[0] for stage in range(len(clip.stages))]
 
     def label(self, index: int) -> npt.NDArray[np.uint8]:
         """The categories [H, W] of the padded canvas; 255 is ignored, as is padding."""

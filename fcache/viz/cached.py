@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from fcache.data.canvas import as_float
 from fcache.store.cache import VideoFrames, View
 from fcache.viz.pca import pca_sheet
 
@@ -18,7 +17,7 @@ def draw_video(view: View, video: VideoFrames, path: Path) -> None:
     chosen = sorted({int(i) for i in np.linspace(0, len(video) - 1, min(MAX_FRAMES, len(video)))})
     clip = view.read(video, chosen)
     assert clip.pixels is not None
-    stages = [as_float(stage, clip.logical_dtype).astype(np.float32) for stage in clip.stages]
+    stages = [clip.floats(stage).astype(np.float32) for stage in range(len(clip.stages))]
     sheet = pca_sheet(
         list(clip.pixels),
         [[stage[place] for stage in stages] for place in range(len(chosen))],

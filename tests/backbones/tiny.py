@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from timm.layers import SwiGLUPacked
+from timm.layers import Attention, SwiGLU, SwiGLUPacked
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -53,6 +53,33 @@ def vit_no_class_token(pretrained: bool = False, **kwargs) -> VisionTransformer:
     return _vit(
         img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2, class_token=False,
         global_pool="avg", pre_norm=True,
+    )  # fmt: skip
+
+
+@register_model
+def vit_every_norm(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """Norms on query and key, after attention and inside a SwiGLU of two layers."""
+    return _vit(
+        img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2, init_values=0.1,
+        mlp_layer=SwiGLU, act_layer=nn.SiLU, qk_norm=True, scale_attn_norm=True,
+        scale_mlp_norm=True, reg_tokens=1,
+    )  # fmt: skip
+
+
+@register_model
+def vit_gated(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """A sigmoid gate on what attention returns."""
+    model = _vit(img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2)
+    for block in model.blocks:
+        block.attn = Attention(32, num_heads=2, qkv_bias=True, gated=True)
+    return model
+
+
+@register_model
+def vit_differential(pretrained: bool = False, **kwargs) -> VisionTransformer:
+    """Attention that is not timm's standard one."""
+    return _vit(
+        img_size=64, patch_size=16, embed_dim=32, depth=4, num_heads=2, attn_layer="diff",
     )  # fmt: skip
 
 

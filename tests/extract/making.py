@@ -11,7 +11,6 @@ import torch
 
 from fcache.backbones import load
 from fcache.cache import Cache, open_cache
-from fcache.data.canvas import as_float
 from fcache.extract.job import JobSummary, run_job
 from fcache.extract.request import plan_request, read_request
 from fcache.sources.decode import decode
@@ -107,7 +106,7 @@ def stored(cache: Cache | Path, video: str, view: str = ""):
     """A whole video as it lies in the cache: canvases and stage outputs as floats."""
     opened = open_cache(cache) if isinstance(cache, Path) else cache
     clip = opened.view(view).read(video)
-    return clip.pixels, [as_float(stage, clip.logical_dtype) for stage in clip.stages]
+    return clip.pixels, [clip.floats(stage) for stage in range(len(clip.stages))]
 
 
 def assert_same(found, wanted) -> None:

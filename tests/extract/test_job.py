@@ -301,8 +301,9 @@ def test_damage_quarantines_and_keep_prefix_rescues_without_computing_sound_vide
     assert "broken" not in open_cache(copied).videos
     before = lengths(copied)
     rescued = extract([videos, broken], copied, on_error="keep_prefix")
-    assert 0 < rescued.num_frames < 40
-    assert lengths(copied) == {**before, "broken": rescued.num_frames}
+    # The shard that was committed before the damage was met is not made again.
+    assert 0 < rescued.num_frames < 16
+    assert lengths(copied) == {**before, "broken": 16 + rescued.num_frames}
     assert extract([videos, broken], copied, on_error="keep_prefix").num_frames == 0
     again = extract([videos, broken], copied)
     assert (again.num_frames, list(again.quarantined)) == (0, ["broken"])

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from fcache.cache import open_cache
-from fcache.errors import FeatureError
 from fcache.extract.prefetch import Drawn
 from fcache.extract.producer import Produced
 from fcache.extract.shards import ShardSequence
-from fcache.extract.tasks import ShardTask
+from fcache.extract.tasks import Member, VideoRun
 from fcache.sources.frame import Frame
 from fcache.sources.listing import Source
 from fcache.store.cache import create_root
@@ -88,23 +87,21 @@ def test_a_shard_with_one_bad_frame_anywhere_is_not_committed(tmp_path: Path, ba
     wanted = request("x", 40)
     item = index.reserve([wanted], [])[wanted.item]
     source = Source("x", tmp_path / "x", "video", None)
-    task = ShardTask(item, source, "x", (0, 16, 32), True, 0)
-
-    def write() -> None:
-        with (
-            Claims(index.index) as claims,
-            ShardSequence(task, index, claims, {}, lambda event: None) as shards,
-        ):
-            for frame in range(40):
-                shards.turn_to(frame)
-                stages, pixels = values(index, item, frame)
-                largest = np.full((1, 4), np.nan if frame == 16 + bad else 1.0)
-                drawn = Drawn(frame, Frame(pixels, frame, 0, f"{frame:05d}"), pixels)
-                shards.put([drawn], Produced([stage[None] for stage in stages], largest))
-            shards.finish(40)
-
-    with pytest.raises(FeatureError, match=f"frame {16 + bad} "):
-        write()
+    run = VideoRun(Member(item, source, "x"), (0, 16, 32), True)
+    with (
+        Claims(index.index) as claims,
+        ShardSequence(index, claims, 0, {}, lambda event: None) as shards,
+    ):
+        for frame in range(40):
+            stages, pixels = values(index, item, frame)
+            drawn = Drawn(item, frame, Frame(pixels, frame, 0, f"{frame:05d}"), pixels)
+            shards.turn_to(drawn)
+            largest = np.full((1, 4), np.nan if frame == 16 + bad else 1.0)
+            tokens = [stage[None] for stage in stages]
+            shards.put([drawn], Produced({"tokens": tokens}, largest))
+        shards.end_video(run, 40)
+        shards.finish()
+    assert f"frame {16 + bad} " in shards.refused[item.item]
     state = index.load()
     assert ("64x96", "tokens", 0) in state.shards
     assert ("64x96", "tokens", 1) not in state.shards

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,14 @@ import pytest
 
 from fcache.errors import SourceError
 from fcache.sources import content
-from fcache.sources.content import FRESH_NS, HashMemo, content_hash, hash_sources
+from fcache.sources.content import (
+    FRESH_NS,
+    HashMemo,
+    content_hash,
+    folder_content,
+    frame_hashes,
+    hash_sources,
+)
 
 AGE_NS = 10 * FRESH_NS
 
@@ -64,11 +73,33 @@ def test_hash_of_a_folder_changes_with_a_name_a_byte_and_the_number_of_frames(
     assert content_hash(same, "frames") == content_hash(tmp_path / "0", "frames")
 
 
+def test_frame_hashes_are_those_of_the_files_by_frame_name_in_frame_order(tmp_path: Path) -> None:
+    data = {"2.jpg": b"two", "10.PNG": b"ten", "a.1.jpg": b"", "notes.txt": b"-"}
+    folder = frames(tmp_path / "f", data)
+    expected = [
+        (stem, hashlib.sha256(data[name]).hexdigest())
+        for stem, name in (("2", "2.jpg"), ("10", "10.PNG"), ("a.1", "a.1.jpg"))
+    ]
+    assert frame_hashes(folder) == expected
+    whole = folder_content(folder)
+    assert (list(whole.frames), whole.sha256) == (expected, content_hash(folder, "frames"))
+
+
+def test_a_folder_that_grew_keeps_the_hashes_of_its_frames(tmp_path: Path) -> None:
+    folder = frames(tmp_path / "f", {"1.jpg": b"one", "3.jpg": b"three"})
+    before = dict(frame_hashes(folder))
+    (folder / "2.jpg").write_bytes(b"two")
+    after = dict(frame_hashes(folder))
+    assert list(after) == ["1", "2", "3"]
+    assert before.items() < after.items()
+
+
 def test_unreadable_sources_are_source_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'gone\.mp4' cannot be read: No such file"):
         content_hash(tmp_path / "gone.mp4", "video")
-    with pytest.raises(SourceError):
-        content_hash(tmp_path, "frames")  # no image
+    for hashing in (lambda path: content_hash(path, "frames"), frame_hashes):
+        with pytest.raises(SourceError, match="no frames"):
+            hashing(tmp_path)
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(SourceError, match="not a regular file"):
         content_hash(tmp_path / "pipe.mp4", "video")
@@ -156,6 +187,53 @@ def test_two_memos_saved_in_turn_keep_both_entries(tmp_path: Path) -> None:
         memo.save()
     assert len(json.loads((tmp_path / "memo.json").read_text())["files"]) == 2
     assert not list(tmp_path.glob(".*tmp"))
+
+
+def remembered(path: Path) -> list[str]:
+    return [Path(name).name for name in json.loads(path.read_text())["files"]]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_save_soon_after_another_is_left_to_the_next(tmp_path: Path) -> None:
+    memo = HashMemo(tmp_path / "memo.json")
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"content")
+        content_hash(tmp_path / name, "video", memo)
+        memo.save()
+    assert remembered(memo.path) == ["a"]
+    memo.flush()
+    assert remembered(memo.path) == ["a", "b", "c"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_others_saved_between_two_saves_is_kept(tmp_path: Path) -> None:
+    memos = [HashMemo(tmp_path / "memo.json") for _ in range(2)]
+    for i, name in enumerate("abcd"):
+        (tmp_path / name).write_bytes(b"content")
+        content_hash(tmp_path / name, "video", memos[i % 2])
+        memos[i % 2].flush()
+        assert remembered(tmp_path / "memo.json") == list("abcd"[: i + 1])
+    assert not list(tmp_path.glob(".*tmp"))
+
+
+def test_what_was_left_to_a_later_save_is_written_as_the_process_ends(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from fcache.sources import content
+content.FRESH_NS = -1  # files just made count as settled
+memo = content.HashMemo(Path(sys.argv[1]))
+for path in map(Path, sys.argv[2:]):
+    content.content_hash(path, "video", memo)
+    memo.save()
+assert len(content.HashMemo(memo.path)._known) == 1
+"""
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"content")
+    memo = tmp_path / "memo.json"
+    subprocess.run([sys.executable, "-c", code, memo, *paths], check=True)
+    assert remembered(memo) == ["a", "b", "c"]
 
 
 @pytest.mark.usefixtures("settled")

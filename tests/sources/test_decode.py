@@ -10,7 +10,7 @@ from PIL import Image
 
 from fcache.config import Selection
 from fcache.errors import SourceError
-from fcache.sources.decode import decode
+from fcache.sources.decode import decode, list_selected
 from fcache.sources.probe import probe_source
 from tests.sources.media import encode, moving_frames, read_all
 
@@ -60,9 +60,63 @@ def test_unwanted_frames_are_none_and_the_others_are_the_same(video):
             assert got.name == expected.name
 
 
+SELECTIONS = [{}, {"stride": 3}, {"fps": 6}, {"max_frames": 7}, {"stride": 2, "max_frames": 5}]
+
+
+@pytest.mark.parametrize("selection", [*SELECTIONS, {"fps": 12, "start": 0.2, "end": 0.8}])
+def test_skipped_video_frames_are_left_out_and_the_others_stay(video, selection):
+    full = list(decode(video, "video", Selection(**selection)))
+    held = {frame.source_index for frame in full[1::2]} | {1000}
+    rest = list(decode(video, "video", Selection(**selection), skip=held.__contains__))
+    assert [frame.name for frame in rest] == [frame.name for frame in full[::2]]
+    for got, expected in zip(rest, full[::2], strict=True):
+        assert np.array_equal(got.rgb, expected.rgb)
+        assert got.pts_us == expected.pts_us
+
+
+def test_positions_count_the_frames_that_are_not_skipped(video):
+    asked, offered = [], []
+
+    def skip(source_index):
+        offered.append(source_index)
+        return source_index in {0, 6, 8}
+
+    def wanted(position):
+        asked.append(position)
+        return position != 1
+
+    taken = list(decode(video, "video", Selection(stride=2), wanted=wanted, skip=skip))
+    assert offered == list(range(0, 24, 2))
+    assert asked == list(range(9))
+    names = [frame and frame.source_index for frame in taken]
+    assert names == [2, None, 10, 12, 14, 16, 18, 20, 22]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_skipping_every_frame_is_no_error(video, tmp_path, selection):
+    assert not list(decode(video, "video", Selection(**selection), skip=lambda _: True))
+    if "fps" not in selection:
+        folder = save_frames(tmp_path / "frames")
+        assert not list(decode(folder, "frames", Selection(**selection), skip=lambda _: True))
+
+
+def test_damage_after_skipped_frames_is_told_as_after_any_sound_ones(tmp_path, frames):
+    path = encode(tmp_path / "v.mkv", frames)
+    path.write_bytes(path.read_bytes()[:-2000])
+    num_sound = len(list(decode(path, "video", Selection(on_error="keep_prefix"))))
+    assert 0 < num_sound < 24
+    with pytest.raises(SourceError, match=rf"truncated: .*; {num_sound} frames are whole"):
+        list(decode(path, "video", Selection(), skip=lambda _: True))
+    kept = Selection(on_error="keep_prefix")
+    assert not list(decode(path, "video", kept, skip=lambda _: True))
+    late = list(decode(path, "video", kept, skip=lambda index: index < num_sound - 1))
+    assert [frame.source_index for frame in late] == [num_sound - 1]
+
+
 def test_a_selection_that_takes_nothing_is_an_error(video):
-    with pytest.raises(SourceError, match=r"start=9\.0 is after the last frame"):
-        list(decode(video, "video", Selection(start=9.0)))
+    for skip in (None, lambda _: True):
+        with pytest.raises(SourceError, match=r"start=9\.0 is after the last frame"):
+            list(decode(video, "video", Selection(start=9.0), skip=skip))
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
@@ -197,6 +251,41 @@ def test_unwanted_images_are_not_opened(tmp_path):
     (folder / "2.png").write_bytes(b"not an image")
     taken = list(decode(folder, "frames", Selection(), wanted=lambda k: k != 2))
     assert [frame and frame.name for frame in taken] == ["0", "1", None, "3", "4"]
+
+
+@pytest.mark.parametrize("selection", [one for one in SELECTIONS if "fps" not in one])
+def test_skipped_images_are_not_opened_and_the_others_stay(tmp_path, selection):
+    folder = save_frames(tmp_path / "frames", 12)
+    full = list(decode(folder, "frames", Selection(**selection)))
+    held = {frame.source_index for frame in full[1::2]}
+    for index in held:
+        (folder / f"{index}.png").write_bytes(b"not an image")
+    rest = list(decode(folder, "frames", Selection(**selection), skip=held.__contains__))
+    assert [(f.name, f.rgb[0, 0, 0]) for f in rest] == [(f.name, f.rgb[0, 0, 0]) for f in full[::2]]
+
+
+def test_a_skipped_first_image_still_sets_the_size(tmp_path):
+    folder = save_frames(tmp_path / "frames")
+    Image.new("RGB", (31, 20)).save(folder / "0.png")
+    with pytest.raises(SourceError, match=r"frame 1 \('1.png'\) is 30x20.*was 31x20"):
+        list(decode(folder, "frames", Selection(), skip=lambda index: index == 0))
+
+
+@pytest.mark.parametrize("selection", [one for one in SELECTIONS if "fps" not in one])
+def test_selected_frames_are_listed_without_opening_one(tmp_path, selection):
+    folder = save_frames(tmp_path / "frames", 12)
+    taken = [(f.source_index, f.name) for f in decode(folder, "frames", Selection(**selection))]
+    for path in folder.iterdir():
+        path.write_bytes(b"not an image")
+    assert list_selected(folder, "frames", Selection(**selection)) == taken
+    assert list_selected(folder / "3.png", "image", Selection(**selection)) == [(0, "3")]
+
+
+def test_a_list_of_selected_frames_needs_no_clock_and_a_folder(tmp_path):
+    with pytest.raises(SourceError, match=r"fps= cannot be applied.*use stride="):
+        list_selected(tmp_path, "frames", Selection(fps=1))
+    with pytest.raises(SourceError, match="no frames"):
+        list_selected(tmp_path, "frames", Selection())
 
 
 def test_a_broken_frame_is_named_after_the_sound_ones(tmp_path):

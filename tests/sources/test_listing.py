@@ -255,8 +255,9 @@ def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
         list_sources([])
 
 
-def test_manifest_given_as_a_video_is_explained(tmp_path: Path) -> None:
-    path = touch(tmp_path / "mine.toml")
+@pytest.mark.parametrize("name", ["mine.toml", "mine.json"])
+def test_manifest_given_as_a_video_is_explained(tmp_path: Path, name: str) -> None:
+    path = touch(tmp_path / name)
     with pytest.raises(ConfigError, match="a manifest is given as manifest="):
         list_sources([path])
 

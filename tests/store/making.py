@@ -71,6 +71,15 @@ def values(index: ViewIndex, item: Item, frame: int) -> tuple[list[np.ndarray], 
     return stages, random.integers(0, 256, shape, np.uint8)
 
 
+def arrays(
+    index: ViewIndex, stages: list[np.ndarray], pixels: np.ndarray
+) -> dict[str, list[np.ndarray]]:
+    """The chunks of one row, as the writer takes them."""
+    if index.layout.plain:
+        return {"tokens": stages, "pixels": [pixels]}
+    return {**{f"stage{s}": [stage] for s, stage in enumerate(stages)}, "pixels": [pixels]}
+
+
 def fill(index: ViewIndex, item: Item, num_frames: int, shards: set[int] | None = None) -> None:
     """Commits an item's row groups, or some of them."""
     for first, shard in item.shards(num_frames):
@@ -83,7 +92,7 @@ def fill(index: ViewIndex, item: Item, num_frames: int, shards: set[int] | None 
                 record = FrameRecord(
                     item.row_of(frame), item.item, frame, f"{frame:05d}", frame, frame * 40_000
                 )
-                group.put(record, stages, pixels, np.ones(4))
+                group.put(record, arrays(index, stages, pixels), np.ones(4))
             group.commit({item.item: num_frames} if last == num_frames else {}, {"test": True})
 
 

@@ -22,7 +22,7 @@ from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import FrameRecord, Item, Name
 from fcache.store.writer import RowGroup
-from tests.store.making import BUCKET, PLAIN, PYRAMID, fill, make_cache, request, values
+from tests.store.making import BUCKET, PLAIN, PYRAMID, arrays, fill, make_cache, request, values
 
 
 @pytest.fixture(scope="module", params=[PLAIN, PYRAMID], ids=["plain", "pyramid"])
@@ -271,7 +271,7 @@ def commit_one_frame_a_shard(index: ViewIndex, item: Item, num_shards: int) -> N
         frame = FrameRecord(shard * SHARD_ROWS, item.item, shard, f"{shard:05d}", shard, None)
         if shard < 5:
             with RowGroup(index, BUCKET, shard) as group:
-                group.put(frame, *values(index, item, shard), np.ones(4))
+                group.put(frame, arrays(index, *values(index, item, shard)), np.ones(4))
                 records[shard] = group.commit({item.item: num_shards * SHARD_ROWS}, {})
             continue
         for spec in index.layout.arrays(BUCKET):

@@ -27,7 +27,7 @@ from fcache.store.records import FrameRecord, Item
 from fcache.store.shard import check_shard
 from fcache.store.verify import check_metadata, check_shards, readable_state
 from fcache.store.writer import RowGroup
-from tests.store.making import BUCKET, PLAIN, PYRAMID, fill, make_cache, request, values
+from tests.store.making import BUCKET, PLAIN, PYRAMID, arrays, fill, make_cache, request, values
 
 NUM_FRAMES = 70
 
@@ -111,7 +111,7 @@ def test_exception_in_a_row_group_leaves_nothing(tmp_path: Path) -> None:
 
     def fail() -> None:
         with RowGroup(index, BUCKET, 0) as group:
-            group.put(frame_of(item, 0), *values(index, item, 0), np.ones(4))
+            group.put(frame_of(item, 0), arrays(index, *values(index, item, 0)), np.ones(4))
             assert len(files_below(index.folder, "**/.*.tmp")) == 2
             raise KeyboardInterrupt
 
@@ -124,7 +124,7 @@ def test_row_group_without_commit_leaves_nothing(tmp_path: Path) -> None:
     index, item = new_view(tmp_path / "cache")
     before = files_below(index.folder)
     with RowGroup(index, BUCKET, 0) as group:
-        group.put(frame_of(item, 0), *values(index, item, 0), np.ones(4))
+        group.put(frame_of(item, 0), arrays(index, *values(index, item, 0)), np.ones(4))
     assert files_below(index.folder) == before
 
 
@@ -198,9 +198,13 @@ def test_file_size_limit_counts_as_no_space(tmp_path: Path) -> None:
 def test_values_that_are_no_numbers_are_refused_and_named(tmp_path: Path, value: float) -> None:
     index, item = new_view(tmp_path / "cache")
     with RowGroup(index, BUCKET, 0) as group:
-        group.put(frame_of(item, 0), *values(index, item, 0), np.ones(4))
+        group.put(frame_of(item, 0), arrays(index, *values(index, item, 0)), np.ones(4))
         with pytest.raises(FeatureError, match=r"frame 1 \('00001'\), stage 2: .* NaN or infinity"):
-            group.put(frame_of(item, 1), *values(index, item, 1), np.array([1, 1, value, 1]))
+            group.put(
+                frame_of(item, 1),
+                arrays(index, *values(index, item, 1)),
+                np.array([1, 1, value, 1]),
+            )
 
 
 @pytest.mark.parametrize(
@@ -211,9 +215,15 @@ def test_values_outside_the_stored_range_are_refused_and_named(
 ) -> None:
     index, item = new_view(tmp_path / "cache", {**PLAIN, "dtype": dtype})
     with RowGroup(index, BUCKET, 0) as group:
-        group.put(frame_of(item, 0), *values(index, item, 0), np.array([1, 1, 1, fits]))
+        group.put(
+            frame_of(item, 0), arrays(index, *values(index, item, 0)), np.array([1, 1, 1, fits])
+        )
         with pytest.raises(FeatureError, match=rf"frame 1 .*stage 3: .* {dtype} holds up to"):
-            group.put(frame_of(item, 1), *values(index, item, 1), np.array([1, 1, 1, exceeds]))
+            group.put(
+                frame_of(item, 1),
+                arrays(index, *values(index, item, 1)),
+                np.array([1, 1, 1, exceeds]),
+            )
 
 
 @pytest.mark.parametrize("identity", [PLAIN, PYRAMID], ids=["plain", "pyramid"])
@@ -235,7 +245,7 @@ def test_values_of_another_shape_or_type_are_refused_before_anything_is_written(
         with RowGroup(index, BUCKET, number % 5) as group:
             frame = frame_of(item, number % 5 * SHARD_ROWS)
             with pytest.raises(ValueError, match=r"takes|a frame has"):
-                group.put(frame, *arguments)
+                group.put(frame, arrays(index, *arguments[:2]), arguments[2])
             written = sum(p.stat().st_size for p in files_below(index.folder, "**/.*.tmp"))
             assert written == 0, what
 
@@ -243,10 +253,12 @@ def test_values_of_another_shape_or_type_are_refused_before_anything_is_written(
 def test_row_of_another_shard_and_row_put_twice_are_refused(tmp_path: Path) -> None:
     index, item = new_view(tmp_path / "cache")
     with RowGroup(index, BUCKET, 0) as group:
-        group.put(frame_of(item, 3), *values(index, item, 3), np.ones(4))
+        group.put(frame_of(item, 3), arrays(index, *values(index, item, 3)), np.ones(4))
         for frame in (3, 16):
             with pytest.raises(ValueError, match="is not in shard 0, or was put before"):
-                group.put(frame_of(item, frame), *values(index, item, frame), np.ones(4))
+                group.put(
+                    frame_of(item, frame), arrays(index, *values(index, item, frame)), np.ones(4)
+                )
 
 
 def test_empty_row_group_is_not_committed(tmp_path: Path) -> None:
@@ -261,7 +273,7 @@ def test_record_tells_the_files_the_frames_and_the_largest_value(tmp_path: Path)
     with RowGroup(index, BUCKET, 0) as group:
         for frame, largest in ((5, 2.0), (0, 7.5)):
             sizes = np.array([1, largest, 1, 1])
-            group.put(frame_of(item, frame), *values(index, item, frame), sizes)
+            group.put(frame_of(item, frame), arrays(index, *values(index, item, frame)), sizes)
         part = group.commit({}, {"who": "test"})
     assert part.stats == {"largest": [1.0, 7.5, 1.0, 1.0]}
     assert [frame.index for frame in part.frames] == [5, 0]
@@ -294,7 +306,7 @@ def write_large(path: Path, written: list[int], peaks: list[int]) -> None:
     begin = _bytes_written()
     with RowGroup(index, LARGE_BUCKET, 0) as group:
         for frame in range(16):
-            group.put(frame_of(item, frame), stages, pixels, np.ones(4))
+            group.put(frame_of(item, frame), arrays(index, stages, pixels), np.ones(4))
         part = group.commit({}, {})
     written += [_bytes_written() - begin, 16 * (4 * stages[0].nbytes + pixels.nbytes)]
     peaks += [tracemalloc.get_traced_memory()[1], chunk_bytes]
