@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from fcache.errors import CacheCorruptError
-from fcache.store.layout import ArraySpec, Bucket
+from fcache.store.layout import STAGED, ArraySpec, Bucket
 from fcache.store.reader import VerifyPolicy, Window
 from fcache.store.tables import ShardTable
 
@@ -65,7 +65,7 @@ class ZarrReader:
             if not path.exists():
                 raise CacheCorruptError(f"'{path}' is missing, but committed.")
             for column, position in enumerate(positions):
-                stage = (position,) if self.spec.name == "tokens" else ()
+                stage = (position,) if self.spec.name in STAGED else ()
                 try:
                     out[place, column] = np.asarray(self._array[(row, *stage, y, x)])
                 except (ValueError, RuntimeError) as error:  # what zarr's codecs raise

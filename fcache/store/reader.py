@@ -8,8 +8,6 @@ A reader may be used by many threads, and after a fork.
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,11 @@ import numpy.typing as npt
 
 from fcache.errors import CacheCorruptError
 from fcache.store.layout import SHARD_ROWS, ArraySpec, Bucket
+from fcache.store.open_files import OpenFile, OpenFiles as OpenFiles
 from fcache.store.tables import ShardTable
 
 VerifyPolicy = Literal["first", "always", "never"]
 
-MAX_OPEN_FILES = 512
 MAX_GAP_BYTES = 8192  # pieces of a file closer than this are fetched by one call
 MAX_IOVECS = 1000  # below Linux's IOV_MAX of 1024
 # Checksums follow the bytes while these are in the CPU's cache. Smaller blocks are 5 % cheaper
@@ -42,59 +40,6 @@ class Window:
     x: int
     height: int
     width: int
-
-
-class _OpenFile:
-    """A descriptor that lives as long as somebody holds it, so eviction cannot pull it away."""
-
-    __slots__ = ("fd", "path")
-
-    def __init__(self, path: Path) -> None:
-        self.fd = -1  # what is left if opening fails
-        self.path = path
-        self.fd = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-    def read(self, pieces: list[memoryview], offset: int) -> None:
-        """Fills the pieces one after the other with the file's bytes from ``offset`` on."""
-        while pieces:
-            count = os.preadv(self.fd, pieces, offset)
-            if count == 0:
-                raise CacheCorruptError(
-                    f"'{self.path}' ends before byte {offset}; it was committed longer."
-                )
-            offset += count
-            while pieces and count >= len(pieces[0]):
-                count -= len(pieces.pop(0))
-            if pieces:
-                pieces[0] = pieces[0][count:]
-
-
-class OpenFiles:
-    """The most recently used shard files, kept open per process."""
-
-    def __init__(self, limit: int = MAX_OPEN_FILES) -> None:
-        self._limit = limit
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._files: OrderedDict[Path, _OpenFile] = OrderedDict()
-
-    def get(self, path: Path) -> _OpenFile:
-        """Returns the open file, opening it at first use."""
-        if self._pid != os.getpid():  # a fork may have copied the lock while it was held
-            self._pid, self._lock = os.getpid(), threading.Lock()
-        with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                file = self._files[path] = _OpenFile(path)
-                if len(self._files) > self._limit:
-                    self._files.popitem(last=False)
-            else:
-                self._files.move_to_end(path)
-        return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +158,7 @@ class ArrayReader:
         shard = _Shard(path, offsets.data, crcs.data, bytearray(self.spec.shard_chunks))
         return self._shards.setdefault(number, shard)
 
-    def _read_checked(self, file: _OpenFile, one: _Wanted, window: Window | None) -> int:
+    def _read_checked(self, file: OpenFile, one: _Wanted, window: Window | None) -> int:
         """Reads a chunk; returns its crc32c, of the whole chunk whatever is wanted of it."""
         if window is not None:
             return self._read_lines(file, one, window, (0, self._height), check=True)
@@ -224,7 +169,7 @@ class ArrayReader:
             crc = crc32c.crc32c(block, crc)
         return crc
 
-    def _read_window(self, file: _OpenFile, one: _Wanted, window: Window) -> None:
+    def _read_window(self, file: OpenFile, one: _Wanted, window: Window) -> None:
         start = one.offset + window.y * self._line_bytes + window.x * self._token_bytes
         if window.width == self._width:
             file.read([one.target], start)
@@ -233,12 +178,16 @@ class ArrayReader:
             self._read_lines(file, one, window, lines, check=False)
         else:
             size = window.width * self._token_bytes
-            for line in range(window.height):
-                piece = one.target[line * size : (line + 1) * size]
-                file.read([piece], start + line * self._line_bytes)
+            preadv, fd, target, line_bytes = os.preadv, file.fd, one.target, self._line_bytes
+            for place in range(0, len(target), size):
+                piece = target[place : place + size]
+                # Hundreds of small reads: the loop for what comes in parts is left to the rest.
+                if preadv(fd, [piece], start) != size:
+                    file.read([piece], start)
+                start += line_bytes
 
     def _read_lines(
-        self, file: _OpenFile, one: _Wanted, window: Window, lines: tuple[int, int], check: bool
+        self, file: OpenFile, one: _Wanted, window: Window, lines: tuple[int, int], check: bool
     ) -> int:
         """Reads whole lines and keeps the window's part of them; returns their crc32c if asked."""
         first, last = lines
@@ -261,7 +210,7 @@ class ArrayReader:
         return crc
 
 
-def _read_runs(file: _OpenFile, wanted: list[_Wanted]) -> None:
+def _read_runs(file: OpenFile, wanted: list[_Wanted]) -> None:
     """Reads every chunk, neighbours by one call; the gap between them lands where nobody looks."""
     start, end = -1, -1
     pieces: list[memoryview] = []

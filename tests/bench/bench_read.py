@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where `tests` is, when run as a script
 
-from fcache.store.cache import Clip, View
+from fcache.store.cache import Clip, VideoFrames, View
 from fcache.store.reader import VerifyPolicy
 from tests.bench.peers import FlatFile, Place, Reader, Values, open_peers
 from tests.bench.timing import Timing, Verdict, alternate, table
@@ -84,6 +85,7 @@ class Bench:
 
     size: Size
     view: View
+    videos: list[VideoFrames]
     flat: FlatFile
     peers: dict[str, Reader]
 
@@ -92,16 +94,17 @@ class Bench:
         """Writes them."""
         view = make_view(folder / "cache", size)
         array = view.folder / size.bucket.name / "tokens"
-        first_rows = [view.frames(name_of(v)).rows[0] for v in range(len(size.lengths))]
+        videos = [view.frames(name_of(video)) for video in range(len(size.lengths))]
+        first_rows = [video.rows[0] for video in videos]
         peers = open_peers(array, first_rows, folder / "safetensors", size)
-        return cls(size, view, FlatFile(folder / "flat", size), peers)
+        return cls(size, view, videos, FlatFile(folder / "flat", size), peers)
 
     def read(
         self, place: Place, verify: VerifyPolicy, out: Clip | None = None, pixels: bool = False
     ) -> Clip:
         """Reads a clip by the public call."""
         return self.view.read(
-            name_of(place.video),
+            self.videos[place.video],
             place.frames,
             window=place.window,
             pixels=pixels,
@@ -142,11 +145,13 @@ class Bench:
         def theirs(reader: Reader) -> Callable[[int], object]:
             return lambda number: reader(places[number], block)
 
-        cases = {verify: ours(verify) for verify in POLICIES}
-        limit: Callable[[int], object] = lambda number: self.limit(places[number], block)  # noqa: E731
+        def limit(number: int) -> None:
+            self.limit(places[number], block)
+
+        cases: dict[str, Callable[[int], object]] = {verify: ours(verify) for verify in POLICIES}
         beside_limit = alternate({LIMIT: limit, **cases}, pattern.rounds)
         cases |= {name: theirs(reader) for name, reader in peers.items()}
-        beside_peers = alternate(cases, pattern.rounds, pause_s=0.02) if peers else {}
+        beside_peers = alternate(cases, pattern.rounds, between=rest) if peers else {}
         return [*_against_limit(pattern, beside_limit), *_against_peers(pattern, beside_peers)]
 
     def measure_pixels(self, pattern: Pattern, seed: int) -> list[Verdict]:
@@ -156,6 +161,7 @@ class Bench:
         bare = self.read(places[0], "never")
         first = self.size.first_frame(places[0].video)
         source = np.stack([self.size.pixels(first + frame) for frame in places[0].frames])
+        assert out.pixels is not None
         assert np.array_equal(out.pixels, source[(slice(None), *places[0].area_of(STRIDE))])
         cases: dict[str, Callable[[int], object]] = {
             "bare": lambda number: self.read(places[number], "never", bare),
@@ -166,6 +172,11 @@ class Bench:
         what = f"{pattern.name}: with pixels / without"
         speed = taken["pixels"].cpu_speed_against(taken["bare"])
         return [Verdict(what, speed, note=f"{more:.1%} more bytes")]
+
+
+def rest() -> None:
+    """Lets the threads of other libraries come to an end."""
+    time.sleep(0.02)
 
 
 def _against_limit(pattern: Pattern, taken: dict[str, Timing]) -> list[Verdict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import safetensors
 import safetensors.numpy
 import tensorstore
 import zarr
+from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 
 from tests.bench.vitg import Size
@@ -99,15 +101,16 @@ def open_peers(
     }
 
 
-def _open_tensorstore(array: Path) -> Any:
+def _open_tensorstore(array: Path, **how: object) -> Any:
     context = tensorstore.Context(
         {
             "data_copy_concurrency": {"limit": 1},
             "file_io_concurrency": {"limit": 1},
+            "file_io_sync": False,
             "cache_pool": {"total_bytes_limit": 0},
         }
     )
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(array)}}
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(array)}, **how}
     return tensorstore.open(spec, context=context).result()
 
 
@@ -122,6 +125,68 @@ def _write_safetensors(folder: Path, size: Size) -> list[Any]:
         safetensors.numpy.save_file(tensors, path)
         opened.append(safetensors.safe_open(path, "np"))
     return opened
+
+
+class ArrayWriter:
+    """Another library's sharded array of one shard, written whole."""
+
+    def __init__(
+        self,
+        folder: Path,
+        write: Callable[[Values], object],
+        read: Callable[[int], Values],
+    ) -> None:
+        self._shards = folder / "c"
+        self.write = write
+        self.read = read
+
+    def clear(self) -> None:
+        """Takes the shard away."""
+        shutil.rmtree(self._shards, ignore_errors=True)
+
+
+def create_peers(folder: Path, shape: tuple[int, ...]) -> dict[str, ArrayWriter]:
+    """Arrays of other libraries, laid out as ours are; nothing flushes to the disk.
+
+    Args:
+        folder: Where they go.
+        shape: ``(T, S, h, w, C)`` of float16: the shard.
+    """
+    inner = (1, 1, *shape[2:])
+    zarr.config.set({"threading.max_workers": 1})
+    by_zarr = zarr.create_array(
+        store=folder / "zarr",
+        shape=shape,
+        chunks=inner,
+        shards=shape,
+        dtype="float16",
+        compressors=[Crc32cCodec()],
+    )
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    sharding = {
+        "chunk_shape": inner,
+        "codecs": [little, {"name": "crc32c"}],
+        "index_codecs": [little, {"name": "crc32c"}],
+    }
+    metadata = {
+        "shape": shape,
+        "data_type": "float16",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+    }
+    by_tensorstore = _open_tensorstore(folder / "tensorstore", create=True, metadata=metadata)
+    return {
+        "zarr-python": ArrayWriter(
+            folder / "zarr",
+            lambda values: by_zarr.__setitem__(slice(None), values),
+            lambda frame: np.asarray(by_zarr[frame]),
+        ),
+        "tensorstore": ArrayWriter(
+            folder / "tensorstore",
+            lambda values: by_tensorstore.write(values).result(),
+            lambda frame: np.asarray(by_tensorstore[frame].read().result()),
+        ),
+    }
 
 
 class FlatFile:

@@ -49,7 +49,7 @@ def alternate(
     cases: Mapping[str, Callable[[int], object]],
     rounds: int,
     warm_up: int = 1,
-    pause_s: float = 0.0,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Returns what each case took.
 
@@ -59,16 +59,17 @@ def alternate(
             before the clock stops: giving memory back belongs to the cost of taking it.
         rounds: Rounds that count.
         warm_up: Rounds before them that do not; they get the numbers after the last.
-        pause_s: Rest before each case, for threads that the one before left at work: CPU time is
-            the whole process's.
+        between: Called after each case, off the clock: to clear up, or to wait for threads that
+            it left at work, since CPU time is the whole process's.
     """
     names = list(cases)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in (*range(rounds, rounds + warm_up), *range(rounds)):
         # A fixed cycle would let each case always follow the same one, and find its cache.
         for name in random.Random(number).sample(names, len(names)):
-            time.sleep(pause_s)
             seconds = timed(cases[name], number)
+            if between is not None:
+                between()
             if number < rounds:
                 taken[name].append(seconds)
     return {name: Timing(*zip(*figures, strict=True)) for name, figures in taken.items()}
