@@ -22,6 +22,8 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+# oneDNN's whole message, whatever the cause; a failed allocation is the usual one.
+PERHAPS = ("could not create a primitive", "could not execute a primitive")
 
 
 class Halving:
@@ -86,6 +88,7 @@ def _attempt(count: int, size: int, compute: Callable[[slice], T]) -> tuple[list
         starts = range(0, count, size)
         return [compute(slice(start, min(start + size, count))) for start in starts], ""
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        perhaps = size > 1 and any(sign in str(error) for sign in PERHAPS)
+        if not (perhaps or is_out_of_memory(error)):
             raise
         return None, str(error).strip().partition("\n")[0][:200] or type(error).__name__

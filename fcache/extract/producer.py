@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from fcache.backbones.build import Backbone, load, versions
 from fcache.config import BackboneSettings, StoredDtype
 from fcache.errors import ConfigError, FeatureError, WeightsError
-from fcache.extract.calibrate import Calibration, Maxima, calibrate_frames
+from fcache.extract.calibrate import Calibration, Maxima, calibrate_frames, merge_maxima
 from fcache.extract.halving import Halving, Report
+from fcache.extract.produced import Array, Produced, joined, to_host
 from fcache.extract.quantise import LEVELS, Quantiser, valid_tokens
 
-Array = npt.NDArray[np.generic]
+__all__ = ["BackboneProducer", "Produced", "Producer", "ProducerSettings", "choose_device"]
+
 Sides = Sequence[tuple[int, int]]  # of (height, width) in pixels
 TORCH_DTYPES = {
     "float16": torch.float16,
@@ -26,22 +29,8 @@ TORCH_DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Produced:
-    """Stage outputs of a batch, on the host, in the stored type.
-
-    Attributes:
-        arrays: By array of the view, its chunks of a row, each ``[B, h, w, C]`` (bfloat16 as its
-            bits in uint16). A plain ViT has ``tokens`` with S of them, a pyramid ``stage0``,
-            ``stage1``.. with one each. int8 adds ``scale``, or ``scale0``.., ``[B, h, w]`` float16.
-        largest: ``[B, S]`` float64, the largest magnitude before the cast; NaN where there is one.
-        errors: ``[B, S, K]`` float64, what int8 cost: the columns of ``precision.ERROR_COLUMNS``,
-            to be merged by ``precision.merge_errors``. None for the other types.
-    """
-
-    arrays: Mapping[str, list[Array]]
-    largest: npt.NDArray[np.float64]
-    errors: npt.NDArray[np.float64] | None = None
+def _silent(event: dict[str, Any]) -> None:
+    """Tells nobody."""
 
 
 class Producer(Protocol):
@@ -109,7 +98,7 @@ class BackboneProducer:
         self,
         canvases: npt.NDArray[np.uint8],  # [B, H, W, 3]
         valid: Sides,  # B
-        report: Report = lambda _event: None,
+        report: Report = _silent,
     ) -> Produced:
         """Computes the stage outputs of a batch.
 
@@ -131,13 +120,13 @@ class BackboneProducer:
                 outputs = self._backbone(on_device, valid[part])
                 return self._store(outputs, valid[part])
 
-        return _joined(self._halving.run(f"{height}x{width}", count, compute, report))
+        return joined(self._halving.run(f"{height}x{width}", count, compute, report))
 
     def produce_mixed(
         self,
         canvases: Sequence[npt.NDArray[np.uint8]],  # F of [H, W, 3], of any sizes
         valid: Sides,  # F
-        report: Report = lambda _event: None,
+        report: Report = _silent,
     ) -> list[Produced]:
         """Computes the stage outputs of frames of different sizes together, one result a frame.
 
@@ -167,8 +156,19 @@ class BackboneProducer:
         canvases: Iterable[npt.NDArray[np.uint8]],  # each [H, W, 3], of any sizes
         valid: Iterable[tuple[int, int]],
     ) -> Maxima:
-        """Returns the largest magnitude of each channel over frames, computed one at a time."""
-        return calibrate_frames(self._backbone, canvases, valid)
+        """Returns the largest magnitude of each channel over frames, computed one at a time.
+
+        Raises:
+            ConfigError: a frame does not fit the device's memory.
+        """
+        parts = [calibrate_frames(self._backbone, [], [])]
+        for canvas, area in zip(canvases, valid, strict=True):
+            size = f"{canvas.shape[0]}x{canvas.shape[1]}"
+            parts += self._halving.run(size, 1, partial(self._look, canvas, area), _silent)
+        return merge_maxima(parts)
+
+    def _look(self, canvas: npt.NDArray[np.uint8], area: tuple[int, int], _only: slice) -> Maxima:
+        return calibrate_frames(self._backbone, [canvas], [area])
 
     def _store(self, outputs: list[torch.Tensor], valid: Sides) -> Produced:
         """Casts or quantises on the device, then copies to the host."""
@@ -178,7 +178,7 @@ class BackboneProducer:
         magnitudes = largest.double().cpu().numpy()
         if self._settings.dtype != "int8":
             dtype = TORCH_DTYPES[self._settings.dtype]
-            values = [_to_host(stage.to(dtype)) for stage in outputs]
+            values = [to_host(stage.to(dtype)) for stage in outputs]
             return Produced(self._named("tokens", "stage", values), magnitudes)
         if self._quantiser is None:
             raise ValueError("dtype=int8 without a calibration; expected ProducerSettings with one")
@@ -186,8 +186,8 @@ class BackboneProducer:
         specs = self._backbone.description.stages
         for index, (stage, spec) in enumerate(zip(outputs, specs, strict=True)):
             quantised = self._quantiser.quantise(index, stage, valid_tokens(valid, spec.stride))
-            values.append(_to_host(quantised.values))
-            scales.append(_to_host(quantised.scale))
+            values.append(to_host(quantised.values))
+            scales.append(to_host(quantised.scale))
             errors.append(quantised.errors)
             _check_scales(scales[-1], magnitudes[:, index], index)
         arrays = {
@@ -239,23 +239,6 @@ def _backbone(settings: ProducerSettings, device: torch.device) -> Backbone:
     return _loaded[key]
 
 
-def _joined(pieces: Sequence[Produced]) -> Produced:
-    if len(pieces) == 1:
-        return pieces[0]
-    arrays = {
-        name: [
-            np.concatenate(chunks) for chunks in zip(*(p.arrays[name] for p in pieces), strict=True)
-        ]
-        for name in pieces[0].arrays
-    }
-    errors = [piece.errors for piece in pieces if piece.errors is not None]
-    return Produced(
-        arrays,
-        np.concatenate([piece.largest for piece in pieces]),
-        np.concatenate(errors) if errors else None,
-    )
-
-
 def _check_scales(scales: Array, largest: npt.NDArray[np.float64], stage: int) -> None:
     """Refuses scales that float16 cannot hold; the writer refuses what is not finite."""
     overflows = np.isinf(scales).reshape(len(scales), -1).any(1) & np.isfinite(largest)
@@ -266,10 +249,3 @@ def _check_scales(scales: Array, largest: npt.NDArray[np.float64], stage: int) -
             f"{limit:.2g} times what calibration saw in a channel, which int8 cannot hold; "
             "expected dtype=float16 or dtype=float32 for such features."
         )
-
-
-def _to_host(stage: torch.Tensor) -> Array:
-    host = stage.contiguous().cpu()
-    if host.dtype == torch.bfloat16:
-        return host.view(torch.int16).numpy().view(np.uint16)
-    return host.numpy()

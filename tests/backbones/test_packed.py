@@ -115,7 +115,6 @@ def test_one_block_diagonal_call_equals_each_frame_alone(model, monkeypatch) -> 
 
 
 def test_mixed_frames_in_bfloat16_are_as_exact_as_alone(monkeypatch) -> None:
-    # The norms on query and key leave float32 there, which xformers' call would not cast.
     loaded = backbone("vit_every_norm", compute_dtype="bfloat16")
     full = backbone("vit_every_norm")
     assert_as_exact_as_alone(loaded, full)
@@ -143,6 +142,15 @@ def test_both_attentions_agree_on_segments_of_one_token() -> None:
     together = block_diagonal(lengths, CPU, ops=OPS)(*tensors)
     torch.testing.assert_close(separate, together, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(separate[:, :1], tensors[2][:, :1], atol=1e-6, rtol=1e-6)
+
+
+def test_query_and_key_take_the_type_of_the_value() -> None:
+    # On CUDA autocast leaves float32 behind the norms on query and key; one call takes one type.
+    query, key, value = (torch.randn(1, 6, 2, 8) for _ in range(3))
+    found = block_diagonal([2, 4], CPU, ops=OPS)(query, key, value.bfloat16())
+    same = [tensor.bfloat16() for tensor in (query, key, value)]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, block_diagonal([2, 4], CPU, ops=OPS)(*same))
 
 
 def test_stand_in_masks_as_the_installed_xformers() -> None:
