@@ -4,13 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types install clean
+KILLS ?= 100
+FLIPS ?= 1000
+
+.PHONY: demo test soak lint types install clean
 
 demo: $(STAMP)
 	$(BIN)/fcache demo demo-out
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# Kills and bit flips by the hundred; takes long. Its log stays in docs/results.
+soak: SHELL := bash
+soak: $(STAMP)
+	@set -o pipefail; \
+	{ echo "make soak KILLS=$(KILLS) FLIPS=$(FLIPS) at $$(git describe --always --dirty)," \
+	  "$$($(BIN)/python -V), $$(nproc) cores"; \
+	  FCACHE_TEST_KILLS=$(KILLS) FCACHE_TEST_FLIPS=$(FLIPS) $(BIN)/python -m pytest \
+	  --no-header -vv -s --durations=2 --timeout=14400 -k "kills_at_random or random_flips" \
+	  tests/extract/test_faults.py tests/store/test_flips.py; } 2>&1 \
+	| sed -u 's#$(CURDIR)/##g; s#/tmp/[^ ]*#TMP#g' | tee docs/results/$$(date +%F)-soak.log
 
 lint: $(STAMP)
 	$(BIN)/ruff check fcache tests

@@ -1,4 +1,4 @@
-"""``fcache ls``, ``fcache info`` and ``fcache verify``."""
+"""``fcache ls`` and ``fcache info``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fcache.cli.output import Progress, emit_json, emit_lines, emit_table, human_bytes
-from fcache.errors import CacheCorruptError, CacheNotFoundError, ConfigError, nearest
+from fcache.cli.describe import Lines, error_table, identity_lines, time_words
+from fcache.cli.output import emit_json, emit_lines, emit_table, human_bytes
+from fcache.errors import CacheNotFoundError, ConfigError, nearest
 
 if TYPE_CHECKING:
     from fcache.store.cache import View
-    from fcache.store.verify import Finding
+    from fcache.store.inspect import VideoRow, ViewRow
 
 CachePath = Annotated[str, typer.Argument(metavar="CACHE[@KEY]", help="Folder of the cache.")]
+MAX_CANVASES = 3  # that ``ls`` names; ``info`` names all
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -42,23 +44,7 @@ def ls(
         if as_json:
             emit_json("ls", {"views": [{**asdict(row), "state": row.state} for row in views]})
             return
-        head = ("KEY", "MODEL", "DTYPE", "CANVASES", "VIDEOS", "FRAMES", "SIZE", "STATE")
-        emit_table(
-            head,
-            [
-                (
-                    row.key,
-                    row.model,
-                    row.dtype,
-                    " ".join(row.canvases),
-                    f"{row.complete}/{row.complete + row.partial + row.quarantined}",
-                    f"{row.num_frames:,}",
-                    human_bytes(row.size_bytes),
-                    row.state,
-                )
-                for row in views
-            ],
-        )
+        _print_views(views)
         return
     rows = [
         (view.key, row)
@@ -69,19 +55,53 @@ def ls(
     if as_json:
         emit_json("ls.videos", {"videos": [{"view": key, **asdict(row)} for key, row in rows]})
         return
+    _print_videos(rows)
+
+
+def _print_views(views: list[ViewRow]) -> None:
+    with_crops = any(row.num_crops for row in views)
+    head = ["KEY", "MODEL", "DTYPE", "CANVASES", "VIDEOS", *["CROPS"] * with_crops]
     emit_table(
-        ("VIEW", "VIDEO", "STATE", "SPLIT", "CANVAS", "FRAMES", "SECONDS", "REASON"),
+        [*head, "FRAMES", "SIZE", "STATE"],
         [
-            (
+            [
+                row.key,
+                row.model,
+                row.dtype + (f" of {row.derived_from[:8]}" if row.derived_from else ""),
+                _canvases(row),
+                f"{row.complete}/{row.complete + row.partial + row.quarantined}",
+                *[str(row.num_crops) if row.num_crops else "-"] * with_crops,
+                f"{row.num_frames:,}",
+                human_bytes(row.size_bytes),
+                row.state,
+            ]
+            for row in views
+        ],
+    )
+
+
+def _canvases(row: ViewRow) -> str:
+    few = len(row.canvases) <= MAX_CANVASES
+    return " ".join(row.canvases) if few else f"{len(row.canvases)} sizes"
+
+
+def _print_videos(rows: list[tuple[str, VideoRow]]) -> None:
+    with_crops = any(row.draw is not None for _, row in rows)
+    head = ["VIEW", "VIDEO", *["CROP"] * with_crops, "STATE", "SPLIT", "CANVAS", "FRAMES"]
+    emit_table(
+        [*head, "SECONDS", "REASON"],
+        [
+            [
                 key[:8],
                 row.video_id,
+                *["-" if row.draw is None else str(row.draw)] * with_crops,
                 row.state,
                 row.split or "",
                 row.canvas,
                 str(row.num_frames),
                 f"{row.seconds:.2f}" if row.seconds is not None else "",
                 row.reason,
-            )
+            ]
             for key, row in rows
         ],
     )
@@ -101,105 +121,47 @@ def info(
     if manifest:
         _print_manifest(view, as_json=as_json)
         return
-    from fcache.store.inspect import origins, summarise
+    from fcache.extract.told import spent_seconds, stored_errors
+    from fcache.store.inspect import commit_stats, origins, summarise
 
-    row = summarise(view)
+    row, stats = summarise(view), commit_stats(view)
+    errors, seconds = stored_errors(view, stats), spent_seconds(stats)
     made = {**view.index.attributes["provenance"], "made_by": origins(view)}
     if as_json:
-        emit_json("info", {"identity": view.identity, **asdict(row), "provenance": made})
+        scales = view.index.attributes.get("calibration")
+        content = {
+            "identity": view.identity,
+            **asdict(row),
+            "errors": errors,
+            "seconds": seconds,
+            "provenance": made,
+        }
+        if scales is not None:
+            content["calibration"] = {name: scales[name] for name in ("num_frames", "sha256")}
+        emit_json("info", content)
         return
-    emit_lines(_info_lines(view))
+    time = time_words(seconds)
     emit_lines(
         [
-            (
-                "videos",
-                f"{row.complete} complete, {row.partial} partial, {row.quarantined} in quarantine",
-            ),
-            ("frames", f"{row.num_frames:,} ({human_bytes(row.size_bytes)})"),
-            ("canvases", ", ".join(f"{name}: {count:,}" for name, count in row.canvases.items())),
+            *identity_lines(view, row.num_crops),
+            *_size_lines(row),
+            *([("time", time)] if time else []),
             *(("made by", _origin_line(origin)) for origin in made["made_by"]),
         ]
     )
+    if errors:
+        emit_table(*error_table(errors))
 
 
-def verify(
-    cache: CachePath,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair", help="Take damaged shards back, so that extract makes them again."
-        ),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check that everything committed is there, and is what was committed."""
-    from fcache.cache import open_cache
-    from fcache.store.verify import unfinished
-
-    opened = open_cache(cache)
-    findings: list[Finding] = []
-    partial: list[str] = []
-    num_bytes = 0
-    for view in opened.views:
-        state, found, read_bytes = _verify_view(view)
-        findings += found
-        num_bytes += read_bytes
-        partial += unfinished(view.index, state) if state else []
-        if repair:
-            _take_back(view, found)
-    if as_json:
-        emit_json(
-            "verify",
-            {
-                "bytes": num_bytes,
-                "findings": [{**asdict(one), "path": str(one.path)} for one in findings],
-                "unfinished": partial,
-            },
-        )
-    else:
-        print(f"checked {human_bytes(num_bytes)}: {len(findings)} problems")
-        for one in findings:
-            print(
-                f"  {one.path}: {one.problem}"
-                + (f" ({', '.join(one.videos)})" if one.videos else "")
-            )
-        if partial:
-            print(
-                f"{len(partial)} videos are unfinished, first '{partial[0]}'; extract resumes them"
-            )
-    if findings:
-        raise CacheCorruptError(
-            f"{len(findings)} problems in '{opened.path}'"
-            + (", taken back; run the same extract again." if repair else "."),
-            run=None if repair else f"fcache verify '{opened.path}' --repair",
-        )
-    if partial:
-        raise typer.Exit(1)
-
-
-def _verify_view(view: View) -> tuple[Any, list[Finding], int]:
-    from fcache.store.verify import check_metadata, check_shards, readable_state
-
-    state, findings = readable_state(view.index)
-    if state is None:
-        return None, findings, 0
-    findings += check_metadata(view.index, state)
-    num_bytes = 0
-    with Progress("verify", len(list(state.shards.keys())), "files") as progress:
-        for checked in check_shards(view.index, state):
-            findings += checked.findings
-            num_bytes += checked.size_bytes
-            progress.advance(1, checked.size_bytes)
-    return state, findings, num_bytes
-
-
-def _take_back(view: View, findings: list[Finding]) -> None:
-    shards: dict[Any, set[int]] = {}
-    for one in findings:
-        if one.bucket is not None and one.shard is not None:
-            shards.setdefault(one.bucket, set()).add(one.shard)
-    for bucket, numbers in shards.items():
-        view.index.forget(bucket, numbers)
+def _size_lines(row: ViewRow) -> Lines:
+    counts = f"{row.complete} complete, {row.partial} partial, {row.quarantined} in quarantine"
+    lines = [("videos", counts), ("frames", f"{row.num_frames:,} ({human_bytes(row.size_bytes)})")]
+    if row.num_packed:
+        lines.append(("packed", f"{row.num_packed:,} single images, up to 16 to a shard"))
+    if row.num_borrowed:
+        lines.append(("re-used", f"{row.num_borrowed:,} frames lie in rows of other videos"))
+    canvases = ", ".join(f"{name}: {count:,}" for name, count in row.canvases.items())
+    return [*lines, ("canvases", canvases)]
 
 
 def _print_manifest(view: View, *, as_json: bool) -> None:
@@ -212,38 +174,6 @@ def _print_manifest(view: View, *, as_json: bool) -> None:
         emit_json("info.manifest", {"manifests": manifests})
         return
     print(Manifest.model_validate(manifests[-1]).to_toml(), end="")
-
-
-def _info_lines(view: View) -> list[tuple[str, str]]:
-    identity = view.identity
-    backbone, layout = identity["backbone"], view.index.layout
-    recipe = view.index.attributes["provenance"].get("recipe", {})
-    weights = recipe.get("weights", "unknown")
-    untrained = "  UNTRAINED" if str(weights).startswith("random:") else ""
-    kind = "plain ViT" if layout.plain else "pyramid"
-    stages = "  ".join(
-        f"{channels} ch at stride {stride}"
-        for channels, stride in zip(layout.channels, layout.strides, strict=True)
-    )
-    if layout.plain:
-        blocks = ", ".join(str(block) for block in backbone["blocks"])
-        stages = f"after blocks {blocks}: {layout.channels[0]} ch, {layout.strides[0]} px a token"
-    geometry = ", ".join(
-        f"{name}={value}" for name, value in identity["view"].items() if value not in (None, False)
-    )
-    return [
-        ("key", view.key),
-        ("backbone", f"{backbone['model']} ({kind})"),
-        ("weights", f"{weights}{untrained}  sha256 {backbone['weights_sha256'][:16]}"),
-        ("stages", stages),
-        ("values", f"{identity['dtype']}, computed in {identity['compute_dtype']}"),
-        ("view", geometry),
-        (
-            "normalised",
-            f"mean {identity['normalisation']['mean']}, std {identity['normalisation']['std']}",
-        ),
-        ("decoded by", ", ".join(f"{kind}: {name}" for kind, name in identity["decoder"].items())),
-    ]
 
 
 def _origin_line(origin: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import fcache
-from fcache.cli import data, demo, extract, inspect, probe, recipes
+from fcache.cli import copy, data, demo, extract, inspect, probe, recipes, verify
 from fcache.errors import ConfigError, FcacheError, InterruptedJobError
 
 # typer carries a copy of click of its own; this is the class of every mistake in a command line.
@@ -45,8 +45,9 @@ app = typer.Typer(
 app.command("extract")(extract.extract)
 app.command("ls")(inspect.ls)
 app.command("info")(inspect.info)
-app.command("verify")(inspect.verify)
+app.command("verify")(verify.verify)
 app.command("why")(extract.why)
+app.command("copy")(copy.copy)
 app.command("probe")(probe.probe)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)

@@ -47,10 +47,11 @@ class View:
     @property
     def state(self) -> ViewState:
         """The bookkeeping as it was when first asked for."""
-        return self._videos.state
+        return self.catalogue.state
 
     @property
-    def _videos(self) -> Catalogue:
+    def catalogue(self) -> Catalogue:
+        """The videos that can be read whole, as they were when first asked for."""
         # Without a lock: two threads may both load it, and a fork copies no lock that is held.
         if self._catalogue is None:
             self._catalogue = Catalogue(self.index.load(), self.index.feature_array)
@@ -59,7 +60,7 @@ class View:
     @property
     def videos(self) -> list[str]:
         """Ids of the videos that can be read whole, in the order they came."""
-        return self._videos.videos
+        return self.catalogue.videos
 
     def frames(
         self, video: str, *, item: str | None = None, draw: int | None = None
@@ -77,12 +78,14 @@ class View:
         """
         entries = [
             (held, split)
-            for held, split in self._videos.items(video)
+            for held, split in self.catalogue.items(video)
             if (item is None or held.item.startswith(item)) and draw in (None, held.draw)
         ]
         if not entries:
+            what = f"crop {draw} of video" if draw is not None and item is None else "video"
+            near = "" if video in self.videos else nearest(video, self.videos)
             raise CacheNotFoundError(
-                f"view {self.key} holds no complete video '{video}'{nearest(video, self.videos)}.",
+                f"view {self.key} holds no complete {what} '{video}'{near}.",
                 run=f"fcache ls '{self.folder.parent}'",
             )
         if len(entries) > 1:
@@ -99,7 +102,7 @@ class View:
                 f"video '{video}' is cached {len(entries)} times; expected item= to say which: "
                 f"{choices}."
             )
-        return self._videos.frames(video, *entries[0])
+        return self.catalogue.frames(video, *entries[0])
 
     def read(
         self,

@@ -199,11 +199,7 @@ def locked(path: Path) -> Iterator[None]:
 
     The kernel lets go of it when a process dies, so it is never stale.
     """
-    # A POSIX lock belongs to the process and falls when it closes any descriptor of the file:
-    # threads exclude each other first, whatever way they spell the path.
-    with _thread_locks_guard:
-        thread_lock = _thread_locks.setdefault(os.path.realpath(path), threading.Lock())
-    with thread_lock:
+    with _thread_lock(path):
         with space_checked(path):
             make_folder(path.parent)
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -212,3 +208,30 @@ def locked(path: Path) -> Iterator[None]:
             yield
         finally:
             os.close(fd)
+
+
+@contextmanager
+def undisturbed(path: Path) -> Iterator[None]:
+    """Keeps those who hold a view's lock out while its records are compared with each other.
+
+    Needs no right to write. On a file system without locks it keeps nobody out.
+    """
+    with _thread_lock(path):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # nobody has ever written here
+            yield
+            return
+        try:
+            with suppress(OSError):
+                fcntl.lockf(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _thread_lock(path: Path) -> threading.Lock:
+    # A POSIX lock belongs to the process and falls when it closes any descriptor of the file:
+    # threads exclude each other first, whatever way they spell the path.
+    with _thread_locks_guard:
+        return _thread_locks.setdefault(os.path.realpath(path), threading.Lock())

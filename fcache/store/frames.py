@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class VideoFrames:
         names: Frame names, which labels join by.
         source_index: Position of each frame in the source.
         pts_us: Time of each frame from the source's first, microseconds; None for image files.
+        sha256: Content of each frame's file; None for frames of a video file.
     """
 
     video_id: str
@@ -33,6 +35,7 @@ class VideoFrames:
     names: tuple[str, ...]
     source_index: tuple[int, ...]
     pts_us: tuple[int | None, ...]
+    sha256: tuple[str | None, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,6 +44,19 @@ class VideoFrames:
     def valid(self) -> tuple[int, int]:
         """Height and width of the canvas that the frame covers, pixels; the rest is padding."""
         return int(self.item.placement["crop_h"]), int(self.item.placement["crop_w"])
+
+    def title(self, frame: int) -> str:
+        """What a picture of a frame is called: video, which crop of it if any, frame name."""
+        crop = "" if self.item.draw is None else f" crop {self.item.draw}"
+        return f"{self.video_id}{crop} {self.names[frame]}"
+
+
+class Entry(NamedTuple):
+    """A complete item, the video id that it goes by, and the split."""
+
+    video_id: str
+    item: Item
+    split: str | None
 
 
 class Catalogue:
@@ -63,6 +79,12 @@ class Catalogue:
         """Ids of the videos, in the order they came."""
         return list(self._by_video)
 
+    def entries(self) -> Iterator[Entry]:
+        """Yields every video's items: of a view of crops, one for each crop."""
+        for video, items in self._by_video.items():
+            for item, split in items:
+                yield Entry(video, item, split)
+
     def items(self, video: str) -> list[tuple[Item, str | None]]:
         """The items that go by a video's id, each with its split."""
         return self._by_video.get(video, [])
@@ -78,6 +100,7 @@ class Catalogue:
             names=tuple(frame.name for frame in frames),
             source_index=tuple(frame.source_index for frame in frames),
             pts_us=tuple(frame.pts_us for frame in frames),
+            sha256=tuple(frame.sha256 for frame in frames),
         )
 
 

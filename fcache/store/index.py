@@ -11,6 +11,7 @@ Everything lies in ``<key>/index`` as small sealed files that are only ever adde
     claims/                 heartbeats of the jobs at work
     manifests/<n>.json      manifests the view was built from, oldest first
     mirror/                 second copies of what nothing else could restore
+    verify.json             how far an interrupted verify came
 
 Writers hold ``lock`` for each change; readers hold nothing.
 """
@@ -147,14 +148,18 @@ class ViewIndex:
             self._settle(journal, added, fresh)
         return journal.items
 
-    def renew(self, items: Iterable[str]) -> None:
-        """Gives images new rows whose shards were committed without them."""
+    def renew(self, items: Iterable[Item]) -> None:
+        """Gives images new rows whose shards were committed without them.
+
+        One that another job has given new rows meanwhile keeps those.
+        """
         with locked(self._lock):
             journal = read_journal(self.index)
             rows = FreeRows(journal.rows_used())
             moved = [
-                replace(journal.items[name], extents=rows.take(journal.items[name]))
-                for name in dict.fromkeys(items)
+                replace(item, extents=rows.take(item))
+                for item in items
+                if journal.items[item.item] == item
             ]
             journal.items.update((item.item, item) for item in moved)
             if moved:

@@ -13,6 +13,7 @@ from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
 from fcache.store.layout import Bucket
 from fcache.store.mirror import pairs
+from fcache.store.root import ROOT_DOCUMENT, check_root_document
 from fcache.store.verify import check_copies, check_metadata, check_records, is_sound
 
 
@@ -33,6 +34,20 @@ class Examined:
     num_behind: int = 0
     index: ViewIndex | None = None
     state: ViewState | None = None
+
+
+def examine_root(path: Path, *, repair: bool) -> list[Finding]:
+    """Checks the document that makes a folder a cache, and writes it again where that is asked.
+
+    Raises:
+        CacheNotFoundError, CacheError: there is no cache that this version can read.
+    """
+    problem = check_root_document(path)
+    if problem is None:
+        return []
+    if repair:
+        write_whole(path / "zarr.json", ROOT_DOCUMENT)
+    return [Finding(path / "zarr.json", problem, remedy="rewrite")]
 
 
 def examine(folder: Path, *, repair: bool) -> Examined:
@@ -71,8 +86,8 @@ def examine(folder: Path, *, repair: bool) -> Examined:
 def mend(index: ViewIndex, findings: Iterable[Finding]) -> None:
     """Mends what needs no second copy.
 
-    Records that are cheap to lose go, documents are written again, damaged row groups are forgotten:
-    the next extract makes them.
+    Records that are cheap to lose go, documents are written again, damaged row groups are
+    forgotten, so that the next extract makes them.
     """
     findings = list(findings)
     shards: dict[Bucket, set[int]] = {}

@@ -70,12 +70,56 @@ def check_root(path: Path) -> None:
             f"'{path}' is no cache: it has no zarr.json of fcache's. A cache is what "
             "'fcache extract SRC --cache PATH' makes."
         ) from None
+    except CacheCorruptError as error:
+        run = repair_command(path) if _holds_views(path) else None
+        raise CacheCorruptError(error.message, run=run) from error
     if "cache" not in content:
         raise CacheNotFoundError(
             f"'{path}' is a view; expected the cache around it.",
             run=f"fcache info '{path.parent}@{path.name}'",
         )
     _check_version(path, content["cache"])
+
+
+def view_folders(path: Path, prefix: str = "") -> list[Path]:
+    """The folders of a cache's views, whether or not their documents are sound.
+
+    Raises:
+        CacheNotFoundError: none has a key that starts with ``prefix``.
+    """
+    folders = sorted(
+        folder
+        for folder in path.iterdir()
+        if folder.name.startswith(prefix) and (folder / "index").is_dir()
+    )
+    if prefix and not folders:
+        raise CacheNotFoundError(
+            f"'{path}' has no view whose key starts with '{prefix}'.", run=f"fcache ls '{path}'"
+        )
+    return folders
+
+
+def check_root_document(path: Path) -> str | None:
+    """Returns what is wrong with the document of a cache that is known by its views, if anything.
+
+    Raises:
+        CacheNotFoundError: the path is not there, or no cache.
+        CacheCorruptError: the document is damaged, and no view beside it says that this is a cache.
+        CacheError: the cache is of a newer layout.
+    """
+    document = path / "zarr.json"
+    try:
+        check_root(path)
+    except CacheCorruptError:
+        if not _holds_views(path):
+            raise
+    except CacheNotFoundError:
+        if document.exists() or not _holds_views(path):
+            raise
+        return "the file is missing"
+    if document.read_bytes() != ROOT_DOCUMENT:
+        return "the file is not the one that every cache has"
+    return None
 
 
 def view_attributes(folder: Path) -> dict[str, Any]:
@@ -103,6 +147,12 @@ def view_attributes(folder: Path) -> dict[str, Any]:
             "view's identity."
         )
     return record
+
+
+def _holds_views(path: Path) -> bool:
+    """Whether a folder is a cache by what is in it; other groups are not to be written over."""
+    key = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")
+    return any(key.fullmatch(index.parent.name) for index in path.glob("*/index"))
 
 
 def _check_version(path: Path, version: int) -> None:

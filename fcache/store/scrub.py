@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -76,7 +76,7 @@ class Sample:
 
 def check_shards(
     index: ViewIndex, state: ViewState, keys: Iterable[ShardKey] | None = None
-) -> Iterator[Checked]:
+) -> Generator[Checked, None, None]:
     """Reads committed shard files, some at once, and yields what was found, file by file.
 
     Args:
@@ -105,7 +105,7 @@ def check_shards(
         return Checked(key, record.size_bytes, found)
 
     # Reading and crc32c both let go of the interpreter's lock.
-    num_threads = min(MAX_THREADS, max(2, len(os.sched_getaffinity(0))))
+    num_threads = min(MAX_THREADS, max(2, os.cpu_count() or 2))
     pool = ThreadPoolExecutor(num_threads, "fcache-verify", initializer=prepare)
     ahead: deque[Future[Checked]] = deque()
     try:

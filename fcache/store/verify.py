@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import is_sealed
+from fcache.store.files import is_sealed, undisturbed
 from fcache.store.findings import Finding as Finding, Remedy
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
@@ -35,41 +35,32 @@ def check_copies(index: Path) -> tuple[list[Finding], int]:
 
     Returns:
         What is wrong, and the number of sound files whose copy lacks or is an older one: a kill
-        leaves one so, and a cache of before there were copies all.
+        leaves one so, fcache 0.1 left all.
     """
     findings, num_behind = [], 0
-    for pair in pairs(index):
-        condition, _ = pair.look()
-        num_behind += condition == "behind"
-        if condition == "copy damaged":
-            problem = "the second copy fails its checksum; the file is sound"
-            findings.append(Finding(pair.copy, problem, remedy="restore"))
-        elif condition in {"damaged", "missing"}:
-            how = "fails its checksum" if condition == "damaged" else "is missing"
-            problem = f"the file {how}; its second copy is sound"
-            findings.append(Finding(pair.path, problem, remedy="restore"))
-        elif condition == "lost":
-            findings.append(_lost(pair, index))
+    with undisturbed(index / "lock"):
+        for pair in pairs(index):
+            condition, _ = pair.look()
+            num_behind += condition == "behind"
+            if condition == "copy damaged":
+                problem = "the second copy fails its checksum; the file is sound"
+                findings.append(Finding(pair.copy, problem, remedy="restore"))
+            elif condition in {"damaged", "missing"}:
+                how = "fails its checksum" if condition == "damaged" else "is missing"
+                problem = f"the file {how}; its second copy is sound"
+                findings.append(Finding(pair.path, problem, remedy="restore"))
+            elif condition == "lost":
+                findings.append(_lost(pair, index))
     return findings, num_behind
 
 
 def check_metadata(index: ViewIndex, state: ViewState) -> Iterator[Finding]:
     """Yields what is wrong with the documents and records of a view that is readable.
 
-    Every Zarr document but the view's own, which has a second copy, is derived from the identity
-    and the journal, so each is compared byte for byte.
+    The documents of groups and arrays inside the view are derived from the identity and the
+    journal, so each is compared byte for byte.
     """
-    for path, document in index.documents(read_journal(index.index)).items():
-        if path == index.folder / "zarr.json":
-            continue
-        try:
-            same = path.read_bytes() == document
-        except FileNotFoundError:
-            yield Finding(path, "the file is missing", remedy="rewrite")
-            continue
-        if not same:
-            problem = "the file is not the one the view's settings make"
-            yield Finding(path, problem, remedy="rewrite")
+    yield from _wrong_documents(index)
     yield from check_records(index)
     yield from _misplaced_frames(index, state)
 
@@ -112,6 +103,21 @@ def is_sound(path: Path) -> bool:
         return is_sealed(path.read_bytes())
     except FileNotFoundError:
         return True
+
+
+def _wrong_documents(index: ViewIndex) -> list[Finding]:
+    findings = []
+    with undisturbed(index.index / "lock"):  # arrays grow before the journal does
+        documents = index.documents(read_journal(index.index))
+        for path in (index.folder / "zarr.json", index.folder.parent / "zarr.json"):
+            documents.pop(path, None)
+        for path, document in documents.items():
+            if not path.exists():
+                findings.append(Finding(path, "the file is missing", remedy="rewrite"))
+            elif path.read_bytes() != document:
+                problem = "the file is not the one the view's settings make"
+                findings.append(Finding(path, problem, remedy="rewrite"))
+    return findings
 
 
 def _lost(pair: Pair, index: Path) -> Finding:

@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,14 @@ from fcache.cache import open_cache
 from fcache.manifest import Manifest, Video
 from fcache.sources.content import content_hash
 from fcache.store.verify import check_metadata, check_shards
-from tests.extract.making import extract, make_video, make_videos, shard_hashes, words
+from tests.extract.making import (
+    extract,
+    make_video,
+    make_videos,
+    shard_files,
+    shard_hashes,
+    words,
+)
 from tests.extract.running import (
     events,
     fcache,
@@ -67,19 +76,42 @@ def temporary_files(cache: Path) -> list[Path]:
     return [path for path in cache.rglob("*.tmp") if path.is_file()]
 
 
-def kill_at_work(
-    process: subprocess.Popen[str], cache: Path, after_s: float, *, whole_group: bool
-) -> None:
-    """Kills a job soon after it has begun to write, its workers with it or not."""
+def kill_at_work(process: subprocess.Popen[str], cache: Path, victim: str, after_s: float) -> bool:
+    """Kills soon after the job has begun to write; False if it came to its end before.
+
+    Only a worker is killed, which the job survives, or only the job, or the job with its workers.
+    """
     wait_until(lambda: is_at_work(cache) or process.poll() is not None)
     time.sleep(after_s)
-    workers = workers_of(process.pid)
-    if whole_group:
-        kill_group(process)
-    else:
+    wait_until(lambda: workers_now(process) != [] or process.poll() is not None)
+    workers = workers_now(process)
+    if process.poll() is not None:
+        process.communicate()
+        return False
+    if victim == "worker":
+        for worker in workers[:1]:
+            os.kill(worker, signal.SIGKILL)
+        return workers != []
+    if victim == "job":
         process.kill()
+    else:
+        kill_group(process)
     process.communicate()
     wait_until(lambda: not any(is_running(pid) for pid in workers), 20)
+    return True
+
+
+def workers_now(process: subprocess.Popen[str]) -> list[int]:
+    try:
+        return workers_of(process.pid)
+    except OSError:  # one of them is being replaced at this moment
+        return []
+
+
+def visible_shards(cache: Path) -> dict[str, str]:
+    """Hashes of the shard files that have their final names, while a job may be writing more."""
+    paths = [path for path in shard_files(cache) if not path.name.startswith(".")]
+    return {str(p.relative_to(cache)): sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 def is_running(pid: int) -> bool:
@@ -93,13 +125,20 @@ def is_running(pid: int) -> bool:
 def test_kills_at_random_moments_leave_a_cache_that_finishes_bit_for_bit(
     videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    rng, cache = random.Random(0), tmp_path / "cache"
-    for number in range(KILLS):
-        kill_at_work(job(videos, cache), cache, rng.uniform(0, 0.8), whole_group=number % 2 == 1)
-        visible = {p: h for p, h in shard_hashes(cache).items() if "/." not in p}
-        assert visible.items() <= wanted.items()
-        if len(visible) == len(wanted):
+    rng, cache = random.Random(1), tmp_path / "cache"
+    victims = rng.choices(["worker", "job", "job and workers"], k=KILLS)
+    process = job(videos, cache)
+    for victim in victims:
+        while not kill_at_work(process, cache, victim, rng.uniform(0, 0.8)):
             shutil.rmtree(cache)
+            process = job(videos, cache)
+        assert visible_shards(cache).items() <= wanted.items()
+        if process.poll() is not None:
+            if len(visible_shards(cache)) == len(wanted):
+                shutil.rmtree(cache)
+            process = job(videos, cache)
+    print(f"\n{KILLS} kills: {dict(Counter(victims))}")
+    finish(process)  # it may have lost too many workers
     code, _, err = finish(job(videos, cache))
     assert (code, spoken(err)) == (0, [])
     old = time.time() - 7200

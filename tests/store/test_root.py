@@ -14,6 +14,7 @@ from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError
 from fcache.store.cache import StoreCache, create_root, split_key
 from fcache.store.index import ViewIndex
 from tests.store.making import PLAIN, PYRAMID, make_cache
+from tests.store.test_verify import check
 
 
 def test_key_prefix_follows_the_last_at_sign(tmp_path: Path) -> None:
@@ -135,3 +136,41 @@ def test_damaged_view_is_named_and_the_others_stay_readable(tmp_path: Path) -> N
     with pytest.raises(CacheCorruptError, match=damaged.folder.name):
         StoreCache(tmp_path)
     assert StoreCache(tmp_path, sound.folder.name).videos == ["b"]
+
+
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_damaged_documents_do_not_keep_a_cache_from_being_mended(tmp_path: Path, how: str) -> None:
+    views = [make_cache(tmp_path, kind, {"a": 1})[1].folder for kind in (PLAIN, PYRAMID)]
+    paths = [tmp_path / "zarr.json", *sorted(view / "zarr.json" for view in views)]
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        if how == "lost":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[1:])
+    assert [one.path for one in check(tmp_path)] == paths
+    assert [one.path for one in check(tmp_path, repair=True)] == paths
+    assert [path.read_bytes() for path in paths] == before
+    assert check(tmp_path) == []
+
+
+def test_group_of_another_program_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "obs" / "index").mkdir(parents=True)  # as AnnData's
+    text = '{"zarr_format": 3, "node_type": "group"}'
+    (tmp_path / "zarr.json").write_text(text)
+    with pytest.raises(CacheCorruptError, match="not a group of fcache's") as caught:
+        check(tmp_path, repair=True)
+    assert caught.value.run is None
+    assert (tmp_path / "zarr.json").read_text() == text
+
+
+def test_view_is_never_made_a_cache_of(tmp_path: Path) -> None:
+    folder = make_cache(tmp_path, PLAIN, {"a": 1})[1].folder
+    data = (folder / "zarr.json").read_bytes()
+    with pytest.raises(CacheNotFoundError, match="is a view"):
+        check(folder, repair=True)
+    (folder / "zarr.json").write_bytes(data[1:])
+    with pytest.raises(CacheCorruptError) as caught:
+        check(folder, repair=True)
+    assert (folder / "zarr.json").read_bytes() == data[1:]
+    assert caught.value.run is None

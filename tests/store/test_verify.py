@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fcache.errors import CacheCorruptError, CacheNotFoundError
+from fcache.errors import CacheCorruptError
 from fcache.store.cache import StoreCache
 from fcache.store.current import Current
-from fcache.store.files import seal, unseal
+from fcache.store.files import MIRROR, locked, seal, unseal
 from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import Name, Outcome
-from fcache.store.verify import (
-    Finding,
-    check_metadata,
-    check_shards,
-    readable_state,
-    unfinished,
-)
+from fcache.store.repair import examine, examine_root, mend
+from fcache.store.root import view_folders
+from fcache.store.verify import Finding, check_metadata, check_shards, unfinished
 from tests.store.making import BUCKET, PLAIN, PYRAMID, fill, make_cache, request
 
 
-def check(cache: Path) -> list[Finding]:
-    """All that ``fcache verify`` looks at; opening the cache is the first look."""
-    try:
-        index = StoreCache(cache).view().index
-    except CacheCorruptError as error:
-        return [Finding(cache, error.message)]
-    state, findings = readable_state(index)
-    if state is None:
-        return findings
-    findings += check_metadata(index, state)
-    return findings + [one for checked in check_shards(index, state) for one in checked.findings]
+def check(cache: Path, *, repair: bool = False) -> list[Finding]:
+    """All that ``fcache verify`` looks at, and mends."""
+    findings = examine_root(cache, repair=repair)
+    for folder in view_folders(cache):
+        view = examine(folder, repair=repair)
+        findings += view.findings
+        if view.index is not None and view.state is not None:
+            found = [one for c in check_shards(view.index, view.state) for one in c.findings]
+            if repair and found:
+                mend(view.index, found)
+            findings += found
+    return findings
 
 
 @pytest.fixture(scope="module", params=[PLAIN, PYRAMID], ids=["plain", "pyramid"])
@@ -63,6 +61,11 @@ def make_every_kind_of_file(path: Path, identity: dict[str, object]) -> ViewInde
     index.embed({"videos": ["a", "b", "later"]}, "e" * 64)
     assert check(path) == []
     return index
+
+
+def contents(cache: Path) -> dict[Path, bytes]:
+    """Every file."""
+    return {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
@@ -149,20 +152,60 @@ def test_every_kind_of_record_is_checked_from_its_first_byte_to_its_last(
         assert check(index.folder.parent) != [], cut
 
 
-# What is simply made again when it is gone is not damage: the video is unfinished, and said so.
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in {"quarantine", "end", "manifest"}])
-def test_lost_file_is_noticed(index: ViewIndex, kind: str) -> None:
-    KINDS[kind](index).unlink()
-    cache = index.folder.parent
-    if kind == "commit record":
+# What the next extract makes again: the video is unfinished then, and said so.
+MADE_AGAIN = {"commit record", "quarantine", "end"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_record_is_mended_to_the_last_bit(index: ViewIndex, kind: str) -> None:
+    cache, path = index.folder.parent, KINDS[kind](index)
+    before, chance = contents(cache), random.Random(kind)
+    size = path.stat().st_size
+    for offset in (0, chance.randrange(size), size - 1):
+        flip(path, offset, chance.randrange(8))
+        (finding,) = check(cache, repair=True)
+        assert finding.path == path
         assert check(cache) == []
-        assert unfinished(index, index.load()) == ["later"]
-        assert StoreCache(cache).videos == ["a", "b"]
-    elif kind in {"root document", "view document"}:
-        with pytest.raises(CacheNotFoundError, match=r"is no cache|has no view|holds no view"):
-            StoreCache(cache).view()
+        if kind in MADE_AGAIN:
+            break
+        assert contents(cache) == before
+    assert path.exists() == (kind not in MADE_AGAIN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lost_file_is_noticed_and_restored(index: ViewIndex, kind: str) -> None:
+    cache, path = index.folder.parent, KINDS[kind](index)
+    before = contents(cache)
+    path.unlink()
+    if kind in MADE_AGAIN:
+        assert check(cache) == []
+        assert ("later" in unfinished(index, index.load())) == (kind == "commit record")
+        return
+    assert [one.path for one in check(cache)] == [path]
+    assert [one.path for one in check(cache, repair=True)] == [path]
+    assert contents(cache) == before
+
+
+# ``info --manifest`` reads manifests, the next job mends documents; all else stops every reader. A
+# folder without its root document is taken for a cache by ``verify`` alone.
+STOPPING = ("root document", "view document", "CURRENT", "journal", "frames table")
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(kind, "cut") for kind in STOPPING] + [(kind, "lost") for kind in STOPPING[1:]],
+)
+def test_damaged_record_stops_readers_with_the_command_that_mends_it(
+    index: ViewIndex, kind: str, how: str
+) -> None:
+    cache, path = index.folder.parent, KINDS[kind](index)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
     else:
-        assert check(cache) != []
+        path.unlink()
+    with pytest.raises(CacheCorruptError, match=path.name) as caught:
+        StoreCache(cache).view().index.load()
+    assert caught.value.run == f"fcache verify '{cache}' --repair"
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -177,7 +220,8 @@ def test_lost_journal_record_stops_readers_and_writers(index: ViewIndex, number:
         index.load()
     with pytest.raises(CacheCorruptError, match="is missing"):
         index.reserve([request("x", 3)], [])
-    assert "is missing" in check(index.folder.parent)[0].problem
+    assert "is missing" in check(index.folder.parent, repair=True)[0].problem
+    assert check(index.folder.parent) == []
 
 
 def test_lost_journal_and_CURRENT_together_are_noticed(index: ViewIndex) -> None:  # noqa: N802
@@ -205,6 +249,24 @@ def test_arrays_that_a_killed_job_grew_are_set_right_by_the_next(index: ViewInde
     assert len(check(index.folder.parent)) == len(index.layout.arrays(BUCKET))
     index.reserve([], [])
     assert check(index.folder.parent) == []
+
+
+def test_records_are_not_compared_while_a_job_changes_them(index: ViewIndex) -> None:
+    document = index.folder / BUCKET.name / "pixels" / "zarr.json"
+    before = document.read_bytes()
+    copy = index.index / MIRROR / "CURRENT"
+    found: list[list[Finding]] = []
+    looking = threading.Thread(target=lambda: found.append(check(index.folder.parent)))
+    with locked(index.index / "lock"):
+        flip(document, 9)
+        flip(copy, 9)
+        looking.start()
+        looking.join(0.3)
+        assert looking.is_alive()
+        flip(copy, 9)
+        document.write_bytes(before)
+    looking.join()
+    assert found == [[]]
 
 
 DAMAGES: dict[str, tuple[Callable[[bytearray], object], str]] = {
@@ -290,16 +352,27 @@ def test_damaged_commit_records_are_taken_back_by_forgetting_their_shards(
     assert StoreCache(index.folder.parent).videos == ["a", "b", "later"]
 
 
-def test_damaged_records_say_what_mends_them_and_deleting_them_does(index: ViewIndex) -> None:
-    kinds = ("quarantine", "end", "manifest")
-    for kind in kinds:
-        flip(KINDS[kind](index), 10)
+def test_records_that_are_cheap_to_lose_are_given_up(index: ViewIndex) -> None:
+    paths = [KINDS[kind](index) for kind in ("quarantine", "end")]
+    for path in paths:
+        flip(path, 10)
     findings = check(index.folder.parent)
-    assert all("delete it" in one.problem for one in findings)
-    assert [one.path for one in findings] == [KINDS[kind](index) for kind in kinds]
-    for finding in findings:
-        finding.path.unlink()
+    assert [one.path for one in findings] == paths
+    assert all("the next extract" in one.problem for one in findings)
+    assert check(index.folder.parent, repair=True) == findings
+    assert not any(path.exists() for path in paths)
     assert check(index.folder.parent) == []
+
+
+def test_bit_that_changes_no_value_is_found(index: ViewIndex) -> None:
+    path = KINDS["commit record"](index)
+    record = unseal(path)
+    data = seal({**record, "stats": {"error": 1e-05}})
+    path.write_bytes(data)
+    assert check(index.folder.parent) == []
+    path.write_bytes(data.replace(b"1e-05", b"1E-05"))
+    assert unseal(path)["stats"] == {"error": 1e-05}
+    assert [one.path for one in check(index.folder.parent)] == [path]
 
 
 def test_frames_of_an_item_the_journal_does_not_know_are_found(index: ViewIndex) -> None:
@@ -315,8 +388,11 @@ def test_frame_in_a_row_of_another_item_is_found(index: ViewIndex) -> None:
     record["frames"][0]["row"] = 5
     path.write_bytes(seal(record))
     findings = check(index.folder.parent)
-    assert [(one.bucket, one.shard) for one in findings] == [(BUCKET, 0)]
+    # Where it lies and where it belongs: which of the two is wrong cannot be told.
+    assert [(one.bucket, one.shard) for one in findings] == [(BUCKET, 0), (BUCKET, 3)]
     assert "in a row that is not its own" in findings[0].problem
+    check(index.folder.parent, repair=True)
+    assert check(index.folder.parent) == []
 
 
 def test_frame_that_its_commit_record_lacks_is_found(index: ViewIndex) -> None:
