@@ -23,13 +23,15 @@ class Cache(StoreCache):
         split: str | None = None,
         labels: str | Path | None = None,
         selection: Mapping[str, Any] | None = None,
+        draw: int | None = None,
     ) -> ClipDataset:
         """Returns a map-style data set of clips for a head of one's own.
 
         Each sample is a dict: ``stages`` (a tensor ``[T, h, w, C]`` each: float16 or float32 as
-        stored, bfloat16 as float32), ``pixels``
-        ``[T, H, W, 3]`` uint8, ``valid`` (height, width) in pixels, ``video``, ``frames``, and with
-        labels ``label`` ``[T, H, W]`` int64, 255 where there is none.
+        stored, bfloat16 and int8 as float32), ``pixels`` ``[T, H, W, 3]`` uint8, ``valid``
+        (height, width) in pixels, ``video``, ``frames``, in a view of crops ``draw``, and with
+        labels ``label`` ``[T, H, W]`` int64, 255 where there is none. In a view of crops, every
+        crop of a video gives clips; none holds frames of two.
 
         Args:
             clip_frames: Consecutive frames of a sample.
@@ -39,9 +41,10 @@ class Cache(StoreCache):
                 name) and brought to the canvas.
             selection: Only what was extracted under this frame selection, such as
                 ``{"fps": 5.0}``; needed where a video is cached under several.
+            draw: Only this crop of each video, in a view of crops.
 
         Raises:
-            ConfigError: no video of that split, or labels that do not join.
+            ConfigError: no video of that split, no such crop, or labels that do not join.
         """
         from fcache.data.dataset import ClipDataset
 
@@ -52,6 +55,7 @@ class Cache(StoreCache):
             split=split,
             labels=labels,
             selection=selection,
+            draw=draw,
         )
 
 

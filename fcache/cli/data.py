@@ -36,7 +36,13 @@ def init(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The manifest to write.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The manifest to write; JSON if it ends in .json, which is read much faster.",
+        ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     no_hash: Annotated[
@@ -73,7 +79,7 @@ def init(
 
 def _read_arguments(plain: list[str]) -> tuple[Manifest | None, str, Path, Listing]:
     from fcache.errors import nearest
-    from fcache.manifest import load_manifest, manifest_names
+    from fcache.manifest import MANIFEST_SUFFIXES, load_manifest, manifest_names
     from fcache.sources.listing import scan, scan_manifest
 
     if len(plain) not in {1, 2}:
@@ -89,7 +95,7 @@ def _read_arguments(plain: list[str]) -> tuple[Manifest | None, str, Path, Listi
             f"the shipped manifest '{plain[0]}' needs the folder that holds the data.",
             run=f"fcache data init {plain[0]} ROOT -o mine.toml",
         )
-    if len(plain) == 1 and first.suffix != ".toml":
+    if len(plain) == 1 and first.suffix not in MANIFEST_SUFFIXES:
         raise ConfigError(
             f"'{plain[0]}' is neither a folder nor a shipped manifest"
             f"{nearest(plain[0], manifest_names())}."

@@ -7,18 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcache.cli.output import (
-    Progress,
-    beside,
-    emit_json,
-    emit_lines,
-    human_bytes,
-    human_seconds,
-)
+from fcache.cli.describe import difference_words
+from fcache.cli.extract_events import show_event
+from fcache.cli.extract_plan import show_plan
+from fcache.cli.output import Progress, beside, emit_json, human_bytes, human_seconds
 from fcache.errors import QUARANTINED_EXIT_CODE, CacheError, ConfigError, FcacheError
 
 if TYPE_CHECKING:
-    from fcache.config import ExtractConfig
     from fcache.extract.job import JobSummary
     from fcache.extract.plan import ExtractPlan
     from fcache.extract.request import ExtractRequest
@@ -29,8 +24,8 @@ def extract(
         list[str],
         typer.Argument(
             metavar="SRC... [KEY=VALUE]...",
-            help="Videos, folders, globs, frame folders, or a manifest.toml; then settings, for "
-            "example model=vit_small_patch14_dinov2 short_side=480 fps=5.",
+            help="Videos, folders, globs, frame folders, or a manifest (.toml or .json); then "
+            "settings, for example model=vit_small_patch14_dinov2 short_side=480 fps=5.",
         ),
     ],
     cache: Annotated[Path, typer.Option("--cache", help="Folder of the cache.")],
@@ -74,9 +69,9 @@ def extract(
                 {"event": "passed over", "path": path, "reason": reason}, f"'{path}' {reason}"
             )
     if plan:
-        _show_plan(planned, request.config, as_json=as_json)
+        show_plan(planned, request.config, scheduler, as_json=as_json)
         return
-    with Progress("extract", planned.todo_frames) as progress:
+    with Progress("extract", planned.todo_frames, cost=planned.todo_cost) as progress:
         if request.config.weights.startswith("random:"):
             progress.note(
                 {"event": "warning", "weights": request.config.weights},
@@ -87,7 +82,7 @@ def extract(
             manifest,
             request.config,
             scheduler=scheduler,
-            report=lambda event: _show_event(progress, event),
+            report=lambda event: show_event(progress, event, planned),
         )
     picture = _draw_first(planned) if first is not None else None
     _show_summary(planned, summary, picture, as_json=as_json)
@@ -125,7 +120,7 @@ def why(
                 "view": view.key,
                 "hit": hit,
                 "wanted": view_key(wanted),
-                "differences": [str(field) for field in fields],
+                "differences": [difference_words(field) for field in fields],
             }
         )
     if as_json:
@@ -158,92 +153,10 @@ def _calibrated(
                 request,
                 cache,
                 scheduler=scheduler,
+                report=lambda event: show_event(progress, event),
                 progress=lambda done, total: progress.move("frames", done, total),
             )
     return request.calibrated(calibration)
-
-
-def _show_event(progress: Progress, event: dict[str, Any]) -> None:
-    kind = event["event"]
-    if kind == "start":
-        progress.start()
-    elif kind == "commit":
-        progress.advance(event["frames"], event["bytes"])
-    elif kind in {"quarantined", "failed"}:
-        progress.note(event, f"{kind} {event['video']}: {event['reason']}")
-    elif kind == "stopping":
-        progress.note(event, "stopping after the shards at hand; Ctrl-C again stops at once")
-    elif kind == "provenance":
-        differing = ", ".join(
-            f"{name} {found[-1]} (it was {', '.join(found[:-1])})"
-            for name, found in event["differences"].items()
-        )
-        progress.note(
-            event, f"this view was made with other versions: {differing}; values may differ by bits"
-        )
-    elif kind == "halved":
-        progress.note(
-            event, f"out of memory: canvases of {event['canvas']} go {event['batch']} at a time"
-        )
-    elif kind == "waiting":
-        progress.note(event, f"waiting for {event['videos']} videos that another job is writing")
-    elif kind == "no_workers":
-        progress.note(event, f"waiting for a first worker at {event['scheduler']}")
-
-
-def _plan_figures(plan: ExtractPlan) -> dict[str, Any]:
-    states = [source.state for source in plan.sources]
-    return {
-        "key": plan.key,
-        "videos": len(plan.sources),
-        "frames": plan.num_frames,
-        "videos_done": states.count("done"),
-        "videos_to_do": len(states) - states.count("done"),
-        "frames_to_do": plan.todo_frames,
-        "bytes_to_do": plan.todo_bytes,
-        "bytes_cached": plan.cached_bytes,
-        "bytes_free": plan.free_bytes,
-        "frames_per_s_per_worker": round(plan.rate, 3) if plan.rate else None,
-        "buckets": sorted({source.request.bucket.name for source in plan.sources}),
-        "quarantined": {rejected.source.video_id: rejected.reason for rejected in plan.rejected},
-    }
-
-
-def _show_plan(plan: ExtractPlan, config: ExtractConfig, *, as_json: bool) -> None:
-    at = _plan_figures(plan)
-    if as_json:
-        emit_json("extract.plan", at)
-        return
-    layout = plan.layout
-    sizes = sorted({layout.frame_bytes(source.request.bucket) for source in plan.sources})
-    ends = dict.fromkeys(human_bytes(size) for size in sizes[:1] + sizes[-1:])
-    to_write = f"{human_bytes(plan.todo_bytes)} to write as {config.dtype}"
-    rate = "not measured; --first 1 measures it"
-    if plan.rate:
-        seconds = human_seconds(plan.todo_frames / plan.rate)
-        rate = f"{seconds} on one worker at {plan.rate:.3g} frames/s (measured at the last commits)"
-    fits = "ok" if plan.todo_bytes <= plan.free_bytes else "NOT ENOUGH"
-    untrained = "  UNTRAINED" if config.weights.startswith("random:") else ""
-    resume = (
-        f"{at['videos_done']:,} videos done, {at['videos_to_do']:,} to do "
-        f"({at['frames_to_do']:,} frames), {len(plan.rejected):,} quarantined"
-    )
-    rows = [
-        ("view", f"{plan.key}  {config.model}  weights={config.weights}{untrained}"),
-        ("source", f"{at['videos']:,} videos  {at['frames']:,} frames"),
-        ("canvas", "  ".join(at["buckets"][:6]) + ("  ..." if len(at["buckets"]) > 6 else "")),
-        (
-            "size",
-            f"{to_write}  ({' to '.join(ends) or '-'} a frame)",
-        ),
-        ("disk", f"{human_bytes(plan.free_bytes)} free  {fits}"),
-        ("time", rate),
-        ("resume", resume),
-    ]
-    emit_lines(rows)
-    for video, reason in at["quarantined"].items():
-        print(f"  quarantined {video}: {reason}")
-    print(f"nothing was written to '{plan.cache}'. Remove --plan to start.")
 
 
 def _show_summary(

@@ -159,7 +159,7 @@ def _size_lines(row: ViewRow) -> Lines:
     if row.num_packed:
         lines.append(("packed", f"{row.num_packed:,} single images, up to 16 to a shard"))
     if row.num_borrowed:
-        lines.append(("re-used", f"{row.num_borrowed:,} frames lie in rows of other videos"))
+        lines.append(("reused", f"{row.num_borrowed:,} frames lie in rows of other videos"))
     canvases = ", ".join(f"{name}: {count:,}" for name, count in row.canvases.items())
     return [*lines, ("canvases", canvases)]
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fcache.cli.eta import Eta
+
 
 def emit_json(command: str, content: Mapping[str, Any]) -> None:
     """Prints one JSON object with its schema."""
@@ -71,12 +73,22 @@ WINDOW_S = 30.0  # over which the rate is measured
 class Progress:
     """One line of progress on stderr: a bar on a terminal, JSON lines elsewhere.
 
-    The rate is over the last half minute, so the time left follows what is happening. Any thread
-    may tell of progress. ``FCACHE_NO_PROGRESS`` leaves only what ``note`` tells.
+    The rates are over the last half minute, the time left comes from ``Eta``. Any thread may tell
+    of progress. ``FCACHE_NO_PROGRESS`` leaves only what ``note`` tells.
+
+    Args:
+        command: Whose work it is.
+        total: Units there are to do.
+        unit: What is counted.
+        cost: What all units cost, where they differ in it; ``advance`` is told of each.
     """
 
-    def __init__(self, command: str, total: int, unit: str = "frames") -> None:
+    def __init__(
+        self, command: str, total: int, unit: str = "frames", cost: float | None = None
+    ) -> None:
         self._command = command
+        self._cost = total if cost is None else cost
+        self._eta = Eta(self._cost, time.monotonic())
         self._total = total
         self._unit = unit
         self._done = 0
@@ -117,12 +129,30 @@ class Progress:
     def start(self) -> None:
         """Begins to count time: what came before was start-up."""
         with self._lock:
-            self._marks = [(time.monotonic(), self._done, self._bytes)]
+            now = time.monotonic()
+            self._eta = Eta(self._cost, now)
+            self._marks = [(now, self._done, self._bytes)]
 
-    def advance(self, count: int, size_bytes: int = 0) -> None:
-        """Adds finished units, and bytes written for them."""
+    def advance(
+        self,
+        count: int,
+        size_bytes: int = 0,
+        *,
+        cost: float | None = None,
+        worker: str = "",
+        num_workers: int = 1,
+    ) -> None:
+        """Adds finished units.
+
+        Args:
+            size_bytes: Bytes written for them.
+            cost: What they cost; without it, each costs 1.
+            worker: Who finished them.
+            num_workers: How many workers there are.
+        """
         with self._lock:
             now = time.monotonic()
+            self._eta.add(now, count if cost is None else cost, worker, num_workers)
             self._done += count
             self._total = max(self._total, self._done)
             self._bytes += size_bytes
@@ -140,7 +170,7 @@ class Progress:
     def move(self, part: str, done: int, total: int) -> None:
         """Says how far a part of the work is, for work in several parts."""
         if part != self._unit:
-            self._unit, self._total, self._done = part, total, 0
+            self._unit, self._total, self._done, self._cost = part, total, 0, total
             self.start()
         self.advance(done - self._done)
 
@@ -162,13 +192,14 @@ class Progress:
         (first_s, first, first_bytes), (last_s, last, last_bytes) = self._marks[0], self._marks[-1]
         seconds = max(last_s - first_s, 1e-9)
         rate = (last - first) / seconds
+        left_s = 0.0 if self._done >= self._total else self._eta.left_s(last_s)
         return {
             "done": self._done,
             "total": self._total,
             "unit": self._unit,
             "per_s": round(rate, 3),
             "bytes_per_s": round((last_bytes - first_bytes) / seconds),
-            "eta_s": round((self._total - self._done) / rate, 1) if rate > 0 else None,
+            "eta_s": None if left_s is None else round(left_s, 1),
         }
 
     def _detail(self) -> str:

@@ -16,16 +16,17 @@ from fcache.data.canvas import label_on_canvas
 from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
 from fcache.store.cache import VideoFrames, View
+from fcache.store.frames import Entry
 from fcache.store.reader import OpenFiles
-from fcache.store.records import Name
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
     """Clips of consecutive frames, with labels where asked for.
 
-    A video of T frames gives ``T // clip_frames`` clips that do not overlap. With labels, a clip
-    counts if each of its frames has one. Clips of different videos may differ in size, so a batch
-    of several needs a sampler that keeps to one ``bucket``.
+    A video of T frames gives ``T // clip_frames`` clips that do not overlap; in a view of crops,
+    each crop of it does. With labels, a clip counts if each of its frames has one. Clips of
+    different videos or crops may differ in size, so a batch of several needs a sampler that keeps
+    to one ``bucket``.
 
     Args:
         view: Where features lie.
@@ -35,9 +36,11 @@ class ClipDataset(Dataset[dict[str, Any]]):
         labels: A folder of masks or a manifest (see ``LabelReader.open``), or a reader of them.
         selection: Only what was extracted under this frame selection, such as ``{"fps": 5.0}``
             (``{}`` for every frame); needed where a video is cached under several.
+        draw: Only this crop of each video, in a view of crops.
 
     Raises:
-        ConfigError: nothing is left to draw from, or a video is cached under several selections.
+        ConfigError: nothing is left to draw from, a video is cached under several selections, or
+            there is no such crop.
     """
 
     def __init__(
@@ -49,22 +52,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         split: str | None = None,
         labels: str | Path | LabelReader | None = None,
         selection: Mapping[str, Any] | None = None,
+        draw: int | None = None,
     ) -> None:
         if clip_frames < 1:
             raise ValueError(f"clip_frames={clip_frames}; expected at least 1")
         self.view = view
         self.stages = stages
         self.clip_frames = clip_frames
-        names = _names(view, selection)
-        splits = sorted({name.split for name in names if name.split})
-        ids = [name.video_id for name in names]
-        names = [name for name in names if split in (None, name.split)]
-        if split is not None and not names:
+        held = _held(view, selection, draw)
+        ids = list(dict.fromkeys(one.video_id for one in held))
+        splits = sorted({one.split for one in held if one.split})
+        held = [one for one in held if split in (None, one.split)]
+        if split is not None and not held:
             raise ConfigError(
                 f"view {view.key} has no complete video of split '{split}'; expected one of: "
                 f"{', '.join(splits) or 'none, since no split is known'}."
             )
-        videos = [view.frames(name.video_id, item=name.item) for name in names]
+        videos = [view.catalogue.frames(*one) for one in held]
         self.labels = (
             labels
             if labels is None or isinstance(labels, LabelReader)
@@ -108,6 +112,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "video": video.video_id,
             "frames": [video.names[frame] for frame in frames],
         }
+        if video.item.draw is not None:
+            sample["draw"] = video.item.draw
         if self.labels is not None:
             label = np.stack([self.label(video, frame) for frame in frames])
             sample["label"] = torch.from_numpy(label).long()
@@ -149,29 +155,35 @@ class ClipDataset(Dataset[dict[str, Any]]):
         )
 
 
-def _names(view: View, selection: Mapping[str, Any] | None) -> list[Name]:
-    """One name for each complete video; of several contents of a video, the last that came.
+def _held(view: View, selection: Mapping[str, Any] | None, draw: int | None) -> list[Entry]:
+    """The item of each complete video; in a view of crops one for each crop.
 
     Raises:
-        ConfigError: a video is cached under several selections, and none is chosen.
+        ConfigError: a video is cached under several selections, and none is chosen; or there is no
+            such crop.
     """
-    items = view.state.items
-    chosen: dict[str, Name] = {}
-    for name in view.state.names:
-        item = items[name.item]
-        if not view.state.is_complete(item, view.index.feature_array):
+    held: list[Entry] = []
+    first: dict[str, Mapping[str, Any]] = {}
+    for one in view.catalogue.entries():
+        found = one.item.selection
+        if selection is not None and dict(found) != dict(selection):
             continue
-        if selection is not None and dict(item.selection) != dict(selection):
-            continue
-        before = chosen.get(name.video_id, name)
-        if items[before.item].selection != item.selection:
+        before = first.setdefault(one.video_id, found)
+        if before != found:
             raise ConfigError(
-                f"video '{name.video_id}' is cached under several selections; give "
-                f"selection='{_inline(items[before.item].selection)}' or "
-                f"'{_inline(item.selection)}'."
+                f"video '{one.video_id}' is cached under several selections; give "
+                f"selection='{_inline(before)}' or '{_inline(found)}'."
             )
-        chosen[name.video_id] = name
-    return list(chosen.values())
+        held.append(one)
+    if draw is None:
+        return held
+    draws = sorted({one.item.draw for one in held if one.item.draw is not None})
+    if not draws:
+        raise ConfigError(f"view {view.key} holds no crops; draw={draw} has no meaning there.")
+    if draw not in draws:
+        known = ", ".join(map(str, draws))
+        raise ConfigError(f"view {view.key} holds no crop {draw}; expected one of: {known}.")
+    return [one for one in held if one.item.draw == draw]
 
 
 def _inline(selection: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from fcache.data.label_folder import labels_in_folder
 from fcache.data.label_images import label_header, read_mask, read_segment_ids
 from fcache.data.panoptic_json import FrameSegments, SegmentIndex, read_segments
 from fcache.errors import ConfigError, LabelError
-from fcache.manifest import Category, Labels, Manifest, load_manifest
+from fcache.manifest import MANIFEST_SUFFIXES, Category, Labels, Manifest, load_manifest
 
 IGNORE = 255
 MAX_CATEGORIES = 254
@@ -125,7 +125,7 @@ class LabelReader:
         """
         folder = Path(where)
         if not folder.is_dir():
-            if folder.suffix != ".toml" and len(folder.parts) > 1:
+            if folder.suffix not in MANIFEST_SUFFIXES and len(folder.parts) > 1:
                 raise ConfigError(
                     f"labels='{where}' does not exist; expected a folder of masks or a manifest."
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import tee
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,9 @@ from fcache.extract.calibrate import (
     merge_maxima,
 )
 from fcache.extract.cluster import open_executor
+from fcache.extract.drawn import placement_of
+from fcache.extract.handout import Report
 from fcache.extract.plan import PlannedSource
-from fcache.extract.prefetch import placement_of
 from fcache.extract.producer import BackboneProducer, ProducerSettings
 from fcache.extract.request import ExtractRequest
 from fcache.extract.survey import make_plan
@@ -45,6 +47,7 @@ def calibrate(
     cache: Path,
     *,
     scheduler: str,
+    report: Report = lambda event: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Calibration, ExtractRequest]:
     """Computes the channel scales of a request on its workers.
@@ -53,6 +56,7 @@ def calibrate(
         request: What is to be extracted, its identity without a calibration.
         cache: Where it will lie; nothing is written.
         scheduler: Where workers are; see ``open_executor``.
+        report: Told of what happens to workers.
         progress: Told how many frames were looked at, of how many.
 
     Returns:
@@ -63,16 +67,18 @@ def calibrate(
         FcacheError: the network cannot be run.
     """
     plan = make_plan(cache, request.identity, request.sources, request.config)
-    firsts = list({one.source.video_id: one for one in plan.sources}.values())
+    # Of several crops the first, however many there are: they are no part of the view's identity.
+    firsts = list({one.source.video_id: one for one in reversed(plan.sources)}.values())[::-1]
     chosen = choose_frames(
         [(one.sha256, one.source.split, one.num_frames) for one in firsts],
         request.config.calibration_frames,
     )
     looks = [_Look(firsts[at], frames, request.config.selection) for at, frames in chosen]
     if not looks:
+        broken = "".join(f" '{one.source.video_id}': {one.reason}" for one in plan.rejected[:1])
         raise ConfigError(
             "dtype=int8 needs frames to calibrate on; expected a readable video of split 'train', "
-            "or of any where there is no such split."
+            f"or of any where there is no such split.{broken}"
         )
     total = sum(len(look.indexes) for look in looks)
     config = request.config
@@ -87,7 +93,8 @@ def calibrate(
     with open_executor(
         scheduler, workers=config.workers, device=config.device, retries=config.retries
     ) as executor:
-        for part in executor.map(_absmax, [(settings, looks) for looks in _bundles(looks)]):
+        works = [(settings, bundle) for bundle in _bundles(looks)]
+        for part in executor.map(_absmax, works, report):
             if isinstance(part, Exception):
                 raise part
             parts += [part] if part.num_frames else []
@@ -117,9 +124,10 @@ def _absmax(work: tuple[ProducerSettings, Sequence[_Look]]) -> Maxima | FcacheEr
     """Looks at frames, on a worker; an error the user can mend comes back as a value."""
     settings, looks = work
     try:
-        frames = [frame for look in looks for frame in _canvases(look)]
+        # Both are asked in turn, so that no more than a frame is held between them.
+        frames, again = tee(frame for look in looks for frame in _canvases(look))
         return BackboneProducer(settings).calibrate(
-            (canvas for canvas, _ in frames), (valid for _, valid in frames)
+            (canvas for canvas, _ in frames), (valid for _, valid in again)
         )
     except FcacheError as error:
         return error

@@ -50,6 +50,15 @@ def open_executor(
     )
 
 
+def planned_workers(scheduler: str, *, workers: int, device: str) -> int | None:
+    """Returns how many workers there will be; None where that is known only to the scheduler."""
+    if scheduler == "inline":
+        return 1
+    if scheduler != "local":
+        return None
+    return workers or max(1, len(_visible_gpus() if device in {"auto", "cuda"} else []))
+
+
 @contextmanager
 def _inline() -> Iterator[Executor]:
     yield InlineExecutor()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fcache.errors import ConfigError
+from fcache.errors import ConfigError, FcacheError
 from fcache.extract.handout import Breakdown, Handout, Report, SchedulerWatch
 from fcache.extract.tasks import ShardTask
 from fcache.extract.worker import TaskResult, WorkerSettings, run_task
 
 IN_FLIGHT = 2  # tasks a worker: one at work, one ready
+LAST = 2  # tasks a worker that are taken apart
+MAP_POLL_S = 0.1  # between looks at work that is mapped
 POLL_S = 1.0  # between looks at workers and scheduler while nothing is heard
 
 
@@ -35,6 +38,16 @@ class Executor(Protocol):
         """
         ...
 
+    def map(
+        self, function: Callable[[Any], Any], works: Sequence[Any], report: Report
+    ) -> Iterator[Any]:
+        """Yields what a function makes of each piece of work, in whatever order they end.
+
+        Raises:
+            FcacheError: a worker broke down over one.
+        """
+        ...
+
 
 class InlineExecutor:
     """Runs tasks one after another in this process: for debugging and for tests."""
@@ -50,6 +63,12 @@ class InlineExecutor:
         """Yields each source's result; see ``Executor``."""
         for task in tasks:
             yield from run_task(task, settings, report)
+
+    def map(
+        self, function: Callable[[Any], Any], works: Sequence[Any], report: Report
+    ) -> Iterator[Any]:
+        """Yields what a function makes of each piece of work; see ``Executor``."""
+        yield from map(function, works)
 
 
 class DaskExecutor:
@@ -111,6 +130,34 @@ class DaskExecutor:
             for task, results in self._results([suspect], settings, report):
                 yield from _unless_broken(task, results)
 
+    def map(
+        self, function: Callable[[Any], Any], works: Sequence[Any], report: Report
+    ) -> Iterator[Any]:
+        """Yields what a function makes of each piece of work; see ``Executor``.
+
+        Raises:
+            FcacheError: a worker broke down over one, or the scheduler is lost.
+        """
+        futures = self._client.map(function, works, pure=False, retries=self._retries)
+        left = list(futures)
+        try:
+            while left:
+                self._watch.look(report)
+                done = [future for future in left if future.done()]
+                for future in done:
+                    if future.cancelled():
+                        raise self._watch.lost()
+                    error = future.exception()
+                    if error is not None:
+                        reason = str(error).strip().partition("\n")[0]
+                        raise FcacheError(f"a worker failed: {type(error).__name__}: {reason}")
+                    yield future.result()
+                left = [future for future in left if future not in done]
+                time.sleep(0 if done or not left else MAP_POLL_S)
+        finally:
+            for future in futures:
+                future.release()
+
     def _results(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report
     ) -> Iterator[tuple[ShardTask, list[TaskResult] | Breakdown]]:
@@ -125,20 +172,29 @@ class DaskExecutor:
                     if not count:
                         return  # nobody is there who could finish a shard
                 while waiting and self._watch.is_connected and len(handout) < _room(count):
+                    if len(waiting) <= LAST * count:
+                        waiting = _apart(waiting)
                     handout.give(waiting.popleft())
                 heard = handout.hear(POLL_S)
                 if isinstance(heard, dict):
-                    report(heard)
-                elif heard is not None and heard.results is None:
-                    waiting.appendleft(heard.task)
-                elif heard is not None and heard.results is not None:
-                    yield heard.task, heard.results
+                    report({**heard, "workers": max(1, count)})
+                elif heard is not None:
+                    if heard.results is None:
+                        waiting.appendleft(heard.task)
+                    else:
+                        yield heard.task, heard.results
         finally:
             handout.close()
 
 
 def _room(num_workers: int) -> int:
     return IN_FLIGHT * max(1, num_workers)
+
+
+def _apart(tasks: Iterable[ShardTask]) -> deque[ShardTask]:
+    """Tasks of one run each, the longest first: so that workers end at about the same time."""
+    alone = [run for task in tasks for run in task.alone()]
+    return deque(sorted(alone, key=lambda task: -task.runs[0].num_shards))
 
 
 def _unless_broken(task: ShardTask, results: list[TaskResult] | Breakdown) -> list[TaskResult]:
@@ -153,11 +209,15 @@ def _unless_broken(task: ShardTask, results: list[TaskResult] | Breakdown) -> li
 
 @contextmanager
 def quiet_logs() -> Iterator[None]:
-    """Keeps dask's own start-up and shut-down talk off the terminal."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keeps dask's own talk off the terminal: what the user can mend is told by fcache."""
+    import distributed  # noqa: F401 - it sets its loggers' levels
+
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

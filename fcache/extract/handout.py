@@ -162,20 +162,20 @@ class SchedulerWatch:
             FcacheError: the scheduler is lost.
         """
         if self._client.status in {"closing", "closed"}:
-            raise self._lost()
+            raise self.lost()
         if self.is_connected:
             self._asked_s = time.monotonic()
             try:
                 self._count = len(self._client.nthreads(callback_timeout=ANSWER_S))
             except (OSError, TimeoutError):
                 if time.monotonic() - self._answered_s > LOST_S:
-                    raise self._lost() from None
+                    raise self.lost() from None
             else:
                 self._answered_s = time.monotonic()
         return self._count
 
     def look(self, report: Report) -> int:
-        """Returns how many workers there are, and tells where that keeps the job waiting.
+        """Returns how many workers are heard of, and tells where that keeps the job waiting.
 
         Raises:
             FcacheError: the scheduler is lost.
@@ -192,18 +192,19 @@ class SchedulerWatch:
             self._tell("workers_lost", report)
         elif self._count:
             self._tell("", report)
-        return self._count
+        return 0 if silent else self._count
 
     def _tell(self, event: str, report: Report) -> None:
         if event != self._told:
             self._told = event
             report({"event": event or "back", "scheduler": self._name, "workers": self._count})
 
-    def _lost(self) -> FcacheError:
+    def lost(self) -> FcacheError:
+        """Returns the error that ends the job."""
         return FcacheError(
             f"the scheduler at {self._name} is lost: it no longer answers. Every committed shard "
-            "is kept. Start a scheduler and workers, then run the same command: it goes on from "
-            "there."
+            "is kept. Start a scheduler and workers again; the same command, with their address, "
+            "goes on from there."
         )
 
 
@@ -217,7 +218,11 @@ def _on_worker(
     from distributed import get_worker
 
     worker = get_worker()
+
+    def report(event: dict[str, Any]) -> None:
+        worker.log_event(topic, {**event, "worker": worker.address})
+
     try:
-        return run_task(task, settings, lambda event: worker.log_event(topic, event))
+        return run_task(task, settings, report)
     except FcacheError as error:
         return error

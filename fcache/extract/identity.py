@@ -10,6 +10,7 @@ from typing import Any
 from fcache.backbones.build import Description
 from fcache.config import ExtractConfig
 from fcache.extract.calibrate import Calibration
+from fcache.manifest import SourceKind
 from fcache.store.identity import digest, item_id
 from fcache.store.layout import LAYOUT_VERSION
 from fcache.store.root import check_root, view_attributes
@@ -72,10 +73,15 @@ def scale_rule(identity: Mapping[str, Any]) -> dict[str, Any]:
 CROPPING = {"flip", "crop", "crop_seed"}
 
 
-def selection_identity(config: ExtractConfig) -> dict[str, Any]:
-    """Returns a selection as it enters an item's name: only what departs from every frame."""
+def selection_identity(config: ExtractConfig, kind: SourceKind) -> dict[str, Any]:
+    """Returns a selection as it enters an item's name: only what departs from every frame.
+
+    What makes a cached frame the same is part of it for folders alone: other sources' frames have
+    no files of their own.
+    """
     selection = config.selection.model_dump(mode="json", exclude_defaults=True)
-    return {**selection, "reuse": config.reuse} if config.reuse != "content" else selection
+    by_name = kind == "frames" and config.reuse == "name"
+    return {**selection, "reuse": config.reuse} if by_name else selection
 
 
 def item_name(
@@ -84,15 +90,24 @@ def item_name(
     selection: Mapping[str, Any],
     video_id: str,
     draw: int | None,
+    again: int = 0,
 ) -> str:
     """Returns the name of the item that a source is under a selection.
 
     What a crop is depends on the video's id besides its content: the id is drawn from.
+
+    Args:
+        config: The settings.
+        sha256: The source's content.
+        selection: From ``selection_identity``.
+        video_id: As the manifest calls it.
+        draw: Which crop.
+        again: How many items of this kind lack frames that they had borrowed.
     """
-    if draw is None:
-        return item_id(sha256, selection)
-    drawn = digest({"seed": config.crop_seed, "video": video_id, "draw": draw})
-    return item_id(sha256, selection, draw=drawn)
+    more: dict[str, Any] = {"again": again} if again else {}
+    if draw is not None:
+        more["draw"] = digest({"seed": config.crop_seed, "video": video_id, "draw": draw})
+    return item_id(sha256, selection, **more)
 
 
 def inherited(cache: Path, identity: Mapping[str, Any]) -> Calibration | None:

@@ -84,7 +84,10 @@ def run_job(
         NoSpaceError: the disk or the quota does not hold it.
         InterruptedJobError: Ctrl-C; what is committed stays.
         FcacheError: nothing can be extracted as asked.
+        ValueError: the plan is of int8 and lacks the channel scales, see ``calibration_job``.
     """
+    if plan.layout.compact and plan.calibration is None:
+        raise ValueError("a plan of int8 without channel scales; expected a calibrated request's")
     plan.check_space(config.max_bytes)
     index = _prepare(plan, manifest, config)
     job = _Job(plan, index, config, report)
@@ -112,12 +115,13 @@ def _prepare(plan: ExtractPlan, manifest: Manifest, config: ExtractConfig) -> Vi
         if not rejected.known:
             video_id = rejected.source.video_id
             index.end(Outcome(rejected.item, "quarantined", 0, rejected.reason, video_id))
-    index.reserve((s.request for s in plan.sources), (s.name for s in plan.sources))
+    items = index.reserve((s.request for s in plan.sources), (s.name for s in plan.sources))
     for planned in plan.todo():
-        request = planned.request
-        index.release(request.item)
-        if planned.state == "new" and request.borrowed and not request.expected_frames:
-            index.end(Outcome(request.item, "done", 0))  # every frame of it is there
+        item = items[planned.request.item]
+        index.release(item.item)
+        # Asked of the item, not of the plan: another job may have given it rows meanwhile.
+        if item.borrowed and not item.num_rows:
+            index.end(Outcome(item.item, "done", 0))  # every frame of it is there
     return index
 
 
@@ -128,7 +132,7 @@ class _Job:
         self, plan: ExtractPlan, index: ViewIndex, config: ExtractConfig, report: Report
     ) -> None:
         self.summary = JobSummary(
-            num_videos=len(plan.sources),
+            num_videos=len({one.source.video_id for one in plan.sources}),
             quarantined={one.source.video_id: one.reason for one in plan.rejected},
         )
         self.settings = WorkerSettings(
@@ -163,6 +167,8 @@ class _Job:
             InterruptedJobError, NoSpaceError: it was stopped before that.
             FcacheError: nothing can be extracted as asked.
         """
+        if not self._tasks(1):  # what is not whole waits for frames that others will lend
+            return
         config = self._config
         with open_executor(
             scheduler, workers=config.workers, device=config.device, retries=config.retries
@@ -193,9 +199,7 @@ class _Job:
         } | self._failed
         left = [one for one in self._plan.todo() if one.request.item not in impossible]
         items = (state.items[one.request.item] for one in left)
-        left_out = [
-            item.item for item in items if state.is_left_out(item, self._index.feature_array)
-        ]
+        left_out = [item for item in items if state.is_left_out(item, self._index.feature_array)]
         if left_out:
             self._index.renew(left_out)
             state = self._index.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any, Literal
 
 from fcache.errors import NoSpaceError
 from fcache.extract.calibrate import Calibration
+from fcache.extract.pace import Pace, frame_cost
 from fcache.sources.listing import Source
-from fcache.store.layout import ViewLayout
+from fcache.store.layout import Bucket, ViewLayout
 from fcache.store.records import ItemRequest, Name
 
 SourceState = Literal["done", "partial", "new"]
@@ -70,7 +72,7 @@ class ExtractPlan:
 
     Attributes:
         cached_bytes: What the view holds; with ``max_bytes``, what the whole cache holds.
-        rate: Frames per second of one worker, measured at the last commits; None without any.
+        pace: How fast one worker was at the last commits; None without any.
         calibration: The channel scales of int8.
     """
 
@@ -81,7 +83,7 @@ class ExtractPlan:
     rejected: tuple[Rejected, ...]
     free_bytes: int
     cached_bytes: int
-    rate: float | None
+    pace: Pace | None
     calibration: Calibration | None = None
 
     @property
@@ -117,6 +119,31 @@ class ExtractPlan:
             source.missing_frames * layout.frame_bytes(source.request.bucket)
             for source in self.todo()
         )
+
+    def frame_cost(self, bucket: str) -> float:
+        """What a frame costs on the canvas of a bucket, by its name."""
+        return frame_cost(self.layout, Bucket.parse(bucket))
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second that one worker will make; None if not measured.
+
+        Of what is to do: on other canvases than those of the last commits it is another.
+        """
+        if self.pace is None:
+            return None
+        if not self.todo_frames:
+            return self.pace.frames_per_s
+        return self.pace.cost_per_s * self.todo_frames / self.todo_cost
+
+    @property
+    def todo_cost(self) -> float:
+        """What there is to compute, in units of ``frame_cost``."""
+        missing: Counter[Bucket] = Counter()
+        for source in self.todo():
+            missing[source.request.bucket] += source.missing_frames
+        layout = self.layout
+        return sum(count * frame_cost(layout, bucket) for bucket, count in missing.items())
 
     def check_space(self, max_bytes: int | None) -> None:
         """Refuses work that cannot end well.

@@ -91,6 +91,24 @@ class Quantiser:
         return Quantised(values, scale, errors)
 
 
+def rounding_errors(
+    features: Tensor,  # [B, h, w, C] float32
+    read_back: Tensor,  # [B, h, w, C] float32
+    channels: Tensor,  # [C] float32, of the stage
+    valid: Sequence[tuple[int, int]],  # B of (rows, columns) of tokens with a valid pixel
+) -> Tensor:  # [B, K] float64
+    """Returns what it costs to store features as something else: ``ERROR_COLUMNS``."""
+    error = features - read_back
+    return _sums(
+        _mask(valid, features),
+        signal=_norm(features),
+        read_back=_norm(read_back),
+        noise=_norm(error),
+        bulk_signal=_norm(features / channels),
+        bulk_noise=_norm(error.div_(channels)),
+    )
+
+
 def valid_tokens(valid: Sequence[tuple[int, int]], stride: int) -> list[tuple[int, int]]:
     """Returns how many rows and columns of tokens hold a valid pixel.
 

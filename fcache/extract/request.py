@@ -14,7 +14,7 @@ from fcache.extract.calibrate import Calibration
 from fcache.extract.identity import inherited, view_identity
 from fcache.extract.plan import ExtractPlan, KnownSource
 from fcache.extract.survey import make_plan
-from fcache.manifest import Manifest, Video, load_manifest, manifest_names
+from fcache.manifest import MANIFEST_SUFFIXES, Manifest, Video, load_manifest, manifest_names
 from fcache.sources.listing import Source, scan, scan_manifest
 from fcache.store.index import ViewIndex
 
@@ -48,9 +48,9 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
     """Reads sources and ``key=value`` settings.
 
     Besides the settings of ``ExtractConfig``: ``recipe=NAME|PATH``, ``manifest=NAME|PATH`` and
-    ``root=DIR``. A single word that ends in ``.toml``, or that only a shipped manifest is called,
-    is a manifest. Where several say the same, the command line stands over the manifest's
-    sampling, and that over the recipe.
+    ``root=DIR``. A single word that ends in ``.toml`` or ``.json``, or that only a shipped manifest
+    is called, is a manifest. Where several say the same, the command line stands over the
+    manifest's sampling, and that over the recipe.
 
     Raises:
         ConfigError: something named does not exist, or settings are wrong.
@@ -92,7 +92,9 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
 
 
 def _is_manifest(word: str) -> bool:
-    return word.endswith(".toml") or (word in manifest_names() and not Path(word).exists())
+    return word.endswith(MANIFEST_SUFFIXES) or (
+        word in manifest_names() and not Path(word).exists()
+    )
 
 
 def _with_absolute_weights(config: ExtractConfig) -> ExtractConfig:

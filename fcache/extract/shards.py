@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fcache.errors import FeatureError
+from fcache.extract.drawn import Drawn, place_of
 from fcache.extract.precision import merge_errors
-from fcache.extract.prefetch import Drawn, place_of
 from fcache.extract.producer import Produced
 from fcache.extract.tasks import VideoRun
 from fcache.store.claims import Claims
@@ -23,7 +24,10 @@ from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.records import FrameRecord, Item, Outcome
 from fcache.store.writer import RowGroup
 
-Wanted = Literal["mine", "theirs", "there"]
+# What is computed and not yet written. A commit flushes files to the disk, which takes as long as
+# several batches of a fast device; a shard of ViT-g at 518 px has 280 MB.
+BEHIND_BYTES = 256 << 20
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -33,10 +37,16 @@ class _Open:
 
     Attributes:
         video: The item whose shard it is; None where images share it.
+        group: Its files. The writing thread opens them: making folders durable takes as long as a
+            device's batch. None before, and where they could not be opened.
+        lacks: Whether frames could not be written: what follows must not publish the others.
     """
 
-    group: RowGroup
+    bucket: Bucket
+    shard: int
     video: str | None
+    group: RowGroup | None = None
+    lacks: bool = False
     errors: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
 
@@ -74,11 +84,11 @@ class ShardSequence:
         self._provenance = provenance
         self._report = report
         self._at: tuple[str, int] | None = None
-        self._wanted: Wanted = "there"
         self._open: _Open | None = None
+        self._taken: set[tuple[str, int]] = set()  # claimed, and not yet turned to
         self._grown: dict[str, Item] = {}  # items that were given more rows
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fcache-write")
-        self._pending: list[Future[None]] = []
+        self._pending: deque[tuple[int, Future[None]]] = deque()  # with the bytes they hold
 
     def __enter__(self) -> Self:
         return self
@@ -100,10 +110,23 @@ class ShardSequence:
         """Whether a frame is in another shard than the one turned to."""
         return place_of(drawn) != self._at
 
-    def turn_to(self, drawn: Drawn) -> Wanted:
-        """Opens the shard of a frame; ``theirs`` if a live job holds it, ``there`` if committed."""
+    def take(self, bucket: Bucket, shard: int) -> bool:
+        """Claims a shard, ahead of its turn; False if it is not open. From any thread.
+
+        Claiming waits for the disk, and for whoever commits meanwhile.
+        """
+        place = bucket.name, shard
+        if place not in self._taken and self._claims.take(*place):
+            self._taken.add(place)
+            if self._is_there(bucket, shard):
+                self._taken.discard(place)
+                self._claims.release(*place)
+        return place in self._taken
+
+    def turn_to(self, drawn: Drawn) -> bool:
+        """Opens the shard of a frame; False if another job holds it, or has committed it."""
         if not self.opens(drawn):
-            return self._wanted
+            return self._open is not None
         self._commit({})
         self._at = place_of(drawn)
         item = self._grown.get(drawn.item.item, drawn.item)
@@ -113,25 +136,27 @@ class ShardSequence:
             item = self._index.extend(item, drawn.index + max(1, drawn.index // 4))
             self._grown[item.item] = item
         shard = item.row_of(first) // SHARD_ROWS
-        if not self._claims.take(item.bucket.name, shard):
-            self._wanted = "theirs"
-        elif self._is_there(item.bucket, shard):
-            self._claims.release(item.bucket.name, shard)
-            self._wanted = "there"
-        else:
-            group = RowGroup(self._index, item.bucket, shard)
-            self._open = _Open(group, None if item.packed else item.item)
-            self._wanted = "mine"
-        return self._wanted
+        if self.take(item.bucket, shard):
+            self._taken.discard((item.bucket.name, shard))
+            self._open = _Open(item.bucket, shard, None if item.packed else item.item)
+            self._submit(self._begin, self._open)
+        return self._open is not None
 
-    def put(self, batch: Sequence[Drawn], produced: Produced) -> None:
-        """Hands frames of the open shard to the writing thread, at most one batch behind.
+    def put(self, batch: Sequence[Drawn], produced: Produced, places: Sequence[int]) -> None:
+        """Hands frames of the open shard to the writing thread.
+
+        Args:
+            batch: The frames.
+            produced: What was computed.
+            places: Where each frame is in that.
 
         Raises:
             NoSpaceError: an earlier batch could not be written.
         """
         assert self._open is not None
-        self._submit(self._write, self._open, [self._record(one) for one in batch], batch, produced)
+        records = [self._record(drawn) for drawn in batch]
+        size = sum(array.nbytes for chunks in produced.arrays.values() for array in chunks)
+        self._submit(self._write, self._open, records, batch, produced, places, size_bytes=size)
 
     def end_video(self, run: VideoRun, num_frames: int | None) -> None:
         """Commits a video's last shard and, where the source's end was seen, the item's length."""
@@ -170,8 +195,9 @@ class ShardSequence:
 
     def _drop(self) -> None:
         if self._open is not None:
-            self._open.group.discard()
-            self._claims.release(self._open.group.bucket.name, self._open.group.shard)
+            if self._open.group is not None:
+                self._open.group.discard()
+            self._claims.release(self._open.bucket.name, self._open.shard)
             self._open = None
 
     def _record(self, drawn: Drawn) -> FrameRecord:
@@ -180,9 +206,9 @@ class ShardSequence:
             row=item.row_of(drawn.index),
             item=item.item,
             index=drawn.index,
-            frame_name=drawn.frame.name,
-            source_index=drawn.frame.source_index,
-            pts_us=drawn.frame.pts_us,
+            frame_name=drawn.name,
+            source_index=drawn.source_index,
+            pts_us=drawn.pts_us,
             sha256=drawn.sha256,
         )
 
@@ -193,15 +219,19 @@ class ShardSequence:
             self._submit(self._publish, self._open, ended, spent)
             self._open = None
 
+    def _begin(self, at: _Open) -> None:
+        at.group = RowGroup(self._index, at.bucket, at.shard)
+
     def _write(
         self,
         at: _Open,
         records: Sequence[FrameRecord],
         batch: Sequence[Drawn],
         produced: Produced,
+        places: Sequence[int],
     ) -> None:
-        for place, (record, drawn) in enumerate(zip(records, batch, strict=True)):
-            if at.video in self.refused:
+        for record, drawn, place in zip(records, batch, places, strict=True):
+            if at.group is None or at.video in self.refused:
                 return
             arrays = {
                 name: [stage[place] for stage in stages] for name, stages in produced.arrays.items()
@@ -211,14 +241,19 @@ class ShardSequence:
             except FeatureError as error:
                 self.refused[record.item] = error.message
                 continue
+            except BaseException:
+                at.lacks = True
+                raise
             if produced.errors is not None:
                 at.errors.append(produced.errors[place])
 
     def _publish(self, at: _Open, ended: Mapping[str, int], spent: Mapping[str, float]) -> None:
         group = at.group
         try:
+            if group is None:
+                return
             # Of images the others stay; a video's shard lacks frames without which it is nothing.
-            if at.video in self.refused or not group.frames:
+            if at.lacks or at.video in self.refused or not group.frames:
                 group.discard()
                 return
             if at.video is None:
@@ -229,10 +264,11 @@ class ShardSequence:
             about = {**self._provenance, "num_frames": len(group.frames)}
             part = group.commit(ended, about, stats)
         except BaseException:
-            group.discard()
+            if group is not None:
+                group.discard()
             raise
         finally:
-            self._claims.release(group.bucket.name, group.shard)
+            self._claims.release(at.bucket.name, at.shard)
         self._report(
             {
                 "event": "commit",
@@ -243,12 +279,17 @@ class ShardSequence:
             }
         )
 
-    def _submit(self, work: Callable[..., Any], *args: object) -> None:
-        self._wait(1)
-        self._pending.append(self._thread.submit(work, *args))
+    def _submit(self, work: Callable[..., Any], *args: object, size_bytes: int = 0) -> None:
+        self._wait(BEHIND_BYTES)
+        self._pending.append((size_bytes, self._thread.submit(work, *args)))
 
-    def _wait(self, allowed: int) -> None:
+    def _wait(self, allowed_bytes: int) -> None:
+        """Waits until no more than this is to be written; for 0 until nothing is to be done."""
         began_s = time.monotonic()
-        while len(self._pending) > allowed:
-            self._pending.pop(0).result()
+        while self._pending and (
+            self._pending[0][1].done()
+            or not allowed_bytes
+            or sum(size for size, _ in self._pending) > allowed_bytes
+        ):
+            self._pending.popleft()[1].result()
         self.spent["write"] += time.monotonic() - began_s

@@ -57,7 +57,10 @@ class VideoRun:
 
 @dataclass(frozen=True, slots=True)
 class ImageRun:
-    """One shard that single images share."""
+    """One shard that single images share, in the order of their rows.
+
+    The order does not depend on how the sources are listed: the file made again is the same.
+    """
 
     members: tuple[Member, ...]
 
@@ -120,7 +123,10 @@ def make_tasks(
                 images.setdefault((item.bucket, shard), []).append(_member(planned, item))
         else:
             runs += _video_runs(planned, item, state, array, max(TASK_SHARDS, share))
-    runs += [ImageRun(tuple(members)) for _, members in sorted(images.items())]
+    runs += [
+        ImageRun(tuple(sorted(members, key=lambda member: member.item.row_of(0))))
+        for _, members in sorted(images.items())
+    ]
     return [
         ShardTask(tuple(bundle), state.generation)
         for bundle in _bundles(runs, min(BUNDLE_SHARDS, max(1, share)))

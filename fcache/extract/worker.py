@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +23,13 @@ import numpy as np
 
 from fcache.config import Selection
 from fcache.errors import FeatureError
-from fcache.extract.prefetch import Drawn, Lost, Prefetch, RunEnd
+from fcache.extract.drawn import Drawn, Lost, RunEnd
+from fcache.extract.prefetch import Prefetch
 from fcache.extract.producer import BackboneProducer, Produced, Producer, ProducerSettings
 from fcache.extract.shards import Report, ShardSequence
 from fcache.extract.tasks import ShardTask, VideoRun
 from fcache.sources.content import HashMemo
+from fcache.sources.versions import decoder_versions
 from fcache.store.claims import Claims
 from fcache.store.index import ViewIndex
 from fcache.store.records import Outcome
@@ -69,7 +71,7 @@ class TaskResult:
 
 
 _producers: dict[ProducerSettings, Producer] = {}
-_one_task = threading.Lock()  # a worker with several threads still has one device
+_device = threading.Lock()  # a worker with several threads still has one
 
 
 def producer_of(settings: ProducerSettings) -> Producer:
@@ -95,16 +97,15 @@ def run_task(task: ShardTask, settings: WorkerSettings, report: Report) -> list[
         NoSpaceError: the disk is full; committed shards stay.
         FcacheError: what keeps the whole job from working.
     """
-    with _one_task:
-        results = {
-            member.item.item: TaskResult(member.source.video_id, member.item.item)
-            for member in task.members
-        }
-        if settings.stop_file.exists():
-            for result in results.values():
-                result.status = "stopped"
-        else:
-            _TaskRun(task, settings, results, report).work()
+    results = {
+        member.item.item: TaskResult(member.source.video_id, member.item.item)
+        for member in task.members
+    }
+    if settings.stop_file.exists():
+        for result in results.values():
+            result.status = "stopped"
+    else:
+        _TaskRun(task, settings, results, report).work()
     return list(results.values())
 
 
@@ -122,22 +123,32 @@ class _TaskRun:
         self._settings = settings
         self._results = results
         self._report = report
-        self._producer = producer_of(settings.producer)
         self._index = ViewIndex(settings.view)
 
     def work(self) -> None:
-        """Goes on to the end of the task, or to the shard before which the job is stopped."""
-        provenance, memo = self._producer.provenance, _memo()
-        self._report({"event": "ready", "provenance": provenance})
-        about = {**_here(), **provenance, "batch": self._settings.batch}
+        """Goes on to the end of the task, or to the shard before which the job is stopped.
+
+        Of two tasks at once, one decodes its first frames or writes its last while the other
+        computes.
+        """
+        about: dict[str, Any] = {**_here(), "batch": self._settings.batch}
+        memo = _memo()
         with (
             Claims(self._index.index) as claims,
             ShardSequence(
                 self._index, claims, self._task.generation, about, self._report
             ) as shards,
-            closing(Prefetch(self._task, self._settings.selection, shards.is_open, memo)) as frames,
+            closing(
+                Prefetch(self._task, self._settings.selection, shards.is_open, shards.take, memo)
+            ) as frames,
         ):
-            self._move(frames, shards)
+            with _device:
+                self._producer = producer_of(self._settings.producer)
+                kinds = {member.source.kind for member in self._task.members}
+                provenance = {**decoder_versions(kinds), **self._producer.provenance}
+                about |= provenance  # goes into the records of the shards
+                self._report({"event": "ready", "provenance": provenance})
+                self._move(frames, shards)
             shards.finish()
         memo.save()
         for item, reason in shards.refused.items():
@@ -165,31 +176,36 @@ class _TaskRun:
         item = batch[0].item
         if item.item in shards.refused:
             return
-        wanted = shards.turn_to(batch[0])
-        if wanted == "theirs":
+        if shards.turn_to(batch[0]):
+            for part, produced, places in self._produce(batch, shards):
+                shards.put(part, produced, places)
+        else:
+            # Held by another job, or committed by it, perhaps without these frames.
             for drawn in batch:
                 self._results[drawn.item.item].status = "busy"
-        if wanted == "mine":
-            for part, produced in self._produce(batch, shards):
-                shards.put(part, produced)
 
     def _produce(
         self, batch: list[Drawn], shards: ShardSequence
-    ) -> Iterator[tuple[list[Drawn], Produced]]:
-        """Yields the batch computed; of images that share it, those that can be stored."""
-        canvases = np.stack([drawn.canvas for drawn in batch])
-        valid = [drawn.valid for drawn in batch]
+    ) -> Iterator[tuple[list[Drawn], Produced, Sequence[int]]]:
+        """Yields the batch computed, and where in that its frames are.
+
+        Of images that share it, those that can be stored.
+        """
+        laid, places = _laid_out(batch, self._settings.batch)
+        canvases = np.stack([drawn.canvas for drawn in laid])
+        valid = [drawn.valid for drawn in laid]
         began_s = time.monotonic()
         try:
             produced = self._producer.produce(canvases, valid, self._report)
-            shards.spent["compute"] += time.monotonic() - began_s
-            yield batch, produced
         except FeatureError as error:
             if batch[0].item.packed and len(batch) > 1:
                 for drawn in batch:
                     yield from self._produce([drawn], shards)
             else:
                 shards.refused[batch[0].item.item] = error.message
+        else:
+            shards.spent["compute"] += time.monotonic() - began_s
+            yield batch, produced, places
 
     def _lose(self, lost: Lost, shards: ShardSequence) -> None:
         result = self._results[lost.member.item.item]
@@ -212,6 +228,21 @@ class _TaskRun:
     def _quarantine(self, result: TaskResult, reason: str) -> None:
         result.status, result.reason = "quarantined", reason
         self._index.end(Outcome(result.item, "quarantined", 0, reason, video_id=result.video_id))
+
+
+def _laid_out(batch: list[Drawn], size: int) -> tuple[list[Drawn], list[int]]:
+    """Returns the frames to compute together, and where those of the batch are among them.
+
+    Images keep the places of their rows, and one stands in where another lacks: the last bit of
+    what a network gives may depend on how many frames it is given, so not on who is there.
+    """
+    if not batch[0].item.packed:
+        return batch, list(range(len(batch)))
+    places = [drawn.place % size for drawn in batch]
+    laid = [batch[0]] * size
+    for place, drawn in zip(places, batch, strict=True):
+        laid[place] = drawn
+    return laid, places
 
 
 @cache

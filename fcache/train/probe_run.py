@@ -91,8 +91,7 @@ class CachedFrames:
         guess = head.predict(self.stages(index), (truth.shape[0], truth.shape[1]))
         height, width = clip.valid
         area = np.s_[:height, :width]
-        name = f"{video.video_id} {video.names[frame]}"
-        return ProbePicture(clip.pixels[0][area], truth[area], guess[area], name)
+        return ProbePicture(clip.pixels[0][area], truth[area], guess[area], video.title(frame))
 
 
 def run_probe(

@@ -21,7 +21,7 @@ def draw_video(view: View, video: VideoFrames, path: Path) -> None:
     sheet = pca_sheet(
         list(clip.pixels),
         [[stage[place] for stage in stages] for place in range(len(chosen))],
-        names=[f"{video.video_id} {video.names[frame]}" for frame in chosen],
+        names=[video.title(frame) for frame in chosen],
         valid_sizes=[clip.valid] * len(chosen),
     )
     sheet.save(path, format="PNG")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from fcache.cache import open_cache
+from fcache.extract.precision import ERROR_COLUMNS
 from fcache.manifest import load_manifest
+from fcache.store.inspect import commit_stats
 from tests.cli.running import run, run_json
 from tests.extract.making import extract, make_videos, tree, words
 
@@ -33,6 +38,15 @@ def command(videos: Path, cache: Path, *more: object, **changes: object) -> list
     return [
         "extract", videos, "--cache", cache, "--scheduler", "inline", *words(**changes), *more
     ]  # fmt: skip
+
+
+def test_a_json_manifest_is_extracted_like_one_of_toml(videos: Path, tmp_path: Path) -> None:
+    described = run("data", "init", videos, "-o", tmp_path / "m.json", "stride=2")
+    assert described[0] == 3  # z cannot be read
+    content = run_json(*command(tmp_path / "m.json", tmp_path / "cache"), code=3)
+    assert (content["frames"], list(content["quarantined"])) == (12, ["z"])
+    (held,) = run_json("info", tmp_path / "cache", "--manifest")["manifests"]
+    assert held["sampling"] == {"stride": 2}
 
 
 def test_extract_says_what_it_did_and_ends_with_3_for_the_quarantined(
@@ -110,6 +124,36 @@ def test_first_draws_a_picture_and_states_the_measured_rate(videos: Path, tmp_pa
     assert plan["frames_to_do"] == 3
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"short_side": "40..60", "crop": "32", "crops": 2},
+        {"dtype": "int8"},
+        {"dtype": "bfloat16", "model": "test_resnet", "blocks": "none", "short_side": 64},
+    ],
+    ids=["crops", "int8", "pyramid"],
+)
+def test_first_draws_every_kind_of_view(videos: Path, tmp_path: Path, changes) -> None:
+    code, out, err = run(*command(videos, tmp_path / "cache", "--first", 1, **changes))
+    assert code == 0, err
+    frames = 20 * changes.get("crops", 1)
+    assert out.startswith(f"extracted {frames} frames")
+    with Image.open(tmp_path / "cache.first.png") as picture:
+        assert len(picture.getcolors(1 << 24)) > 1000
+
+
+def test_first_draws_an_image_of_a_packed_set(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"set/{number}.png")
+    images = sorted((tmp_path / "set").iterdir())
+    code, _, err = run("extract", *images, *command("", tmp_path / "cache", "--first", 2)[2:])
+    assert code == 0, err
+    with Image.open(tmp_path / "cache.first.png") as picture:
+        assert len(picture.getcolors(1 << 24)) > 1000
+
+
 def test_a_cache_may_be_the_current_folder(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +178,97 @@ def test_ls_lists_views_and_videos(done: Path) -> None:
     rows = run_json("ls", done, "--videos")["videos"]
     assert [(row["video_id"], row["num_frames"]) for row in rows] == [("a", 20), ("b", 3), ("z", 0)]
     assert run_json("ls", done)["views"][0]["state"] == "complete*"
+
+
+@pytest.fixture(scope="module")
+def crops(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("crops") / "cache"
+    extract(videos, cache, short_side="40..60", crop="32x48", crops=2)
+    return cache
+
+
+def test_crops_of_a_video_are_one_video_and_a_row_each(crops: Path, done: Path) -> None:
+    _, out, _ = run("ls", crops)
+    head, row = out.splitlines()
+    assert head.split()[3:7] == ["CANVASES", "VIDEOS", "CROPS", "FRAMES"]
+    assert row.split()[3:7] == ["32x64", "2/3", "2", "46"]
+    (view,) = run_json("ls", crops)["views"]
+    assert (view["complete"], view["quarantined"], view["num_crops"]) == (2, 1, 2)
+    _, out, _ = run("ls", crops, "--videos")
+    head, *rows = out.splitlines()
+    assert head.split()[1:4] == ["VIDEO", "CROP", "STATE"]
+    assert [row.split()[1:4] for row in rows] == [
+        ["a", "0", "complete"], ["a", "1", "complete"],
+        ["b", "0", "complete"], ["b", "1", "complete"],
+        ["z", "-", "quarantined"],
+    ]  # fmt: skip
+    drawn = [(row["video_id"], row["draw"]) for row in run_json("ls", crops, "--videos")["videos"]]
+    assert drawn == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("z", None)]
+    assert "CROP" not in run("ls", done)[1] + run("ls", done, "--videos")[1]
+
+
+def test_a_video_counts_once_however_often_it_is_cached(videos: Path, tmp_path: Path) -> None:
+    for stride in (1, 2):
+        extract([videos / "a.mp4", videos / "b.mp4"], tmp_path / "cache", stride=stride)
+    (view,) = run_json("ls", tmp_path / "cache")["views"]
+    assert (view["complete"], view["partial"], view["num_frames"]) == (2, 0, 23)
+
+
+def test_info_tells_of_crops_in_words(crops: Path) -> None:
+    _, out, _ = run("info", crops)
+    assert "view        crop 32x48 of short side 40..60, 2 draws of seed 0, patch=16\n" in out
+    assert "videos      2 complete, 0 partial, 1 in quarantine" in out
+
+
+def test_info_gives_a_size_as_it_is_typed(videos: Path, tmp_path: Path) -> None:
+    extract(videos / "b.mp4", tmp_path / "cache", size="32x96", short_side="none")
+    assert "size=32x96" in run("info", tmp_path / "cache")[1]
+
+
+def test_info_tells_of_frames_that_are_used_again(videos: Path, tmp_path: Path) -> None:
+    extract(videos / "a.mp4", tmp_path / "cache", stride=4)
+    extract(videos / "a.mp4", tmp_path / "cache")
+    _, out, _ = run("info", tmp_path / "cache")
+    assert "frames      20 (" in out
+    assert "reused      5 frames lie in rows of other videos" in out
+    content = run_json("info", tmp_path / "cache")
+    assert (content["num_frames"], content["num_borrowed"]) == (20, 5)
+
+
+def test_info_tells_of_packed_images(tmp_path: Path) -> None:
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    extract(sorted(tmp_path.glob("*.png")), tmp_path / "cache")
+    assert "packed      3 single images, up to 16 to a shard" in run("info", tmp_path / "cache")[1]
+    assert run_json("info", tmp_path / "cache")["num_packed"] == 3
+
+
+def test_info_tells_what_int8_costs_and_where_the_time_went(videos: Path, tmp_path: Path) -> None:
+    code, _, err = run(*command(videos, tmp_path / "cache", dtype="int8"))
+    assert code == 3, err
+    _, out, _ = run("info", tmp_path / "cache")
+    assert re.search(r"\nscales +the largest values in 23 frames  sha256 [0-9a-f]{16}\n", out)
+    assert re.search(r"\ntime +\d+ % of the workers' time (in the network|waiting for \w+)", out)
+    head, *rows = out.splitlines()[-5:]
+    assert head == "STAGE   REL L2  BULK REL L2    COSINE  WORST TOKEN"
+    assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
+    content = run_json("info", tmp_path / "cache")
+    view = open_cache(tmp_path / "cache").view()
+    assert content["calibration"] == {
+        "num_frames": 23,
+        "sha256": view.index.attributes["calibration"]["sha256"],
+    }
+    # 23 frames of 24 x 43 valid pixels: two rows of tokens, three columns.
+    assert [stage["num_tokens"] for stage in content["errors"]] == [23 * 2 * 3] * 4
+    sums = np.sum([part["errors"] for part in commit_stats(view)], axis=0)
+    signal, noise = (ERROR_COLUMNS.index(name) for name in ("signal", "noise"))
+    for stage, told in enumerate(content["errors"]):
+        assert told["relative_l2"] == pytest.approx(
+            (sums[stage, noise] / sums[stage, signal]) ** 0.5
+        )
+    assert set(content["seconds"]) == {"decode", "compute", "write"}
+    assert run_json("info", tmp_path / "cache")["errors"]
 
 
 def test_info_says_what_a_view_is_and_prints_its_manifest(done: Path, tmp_path: Path) -> None:

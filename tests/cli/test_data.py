@@ -118,6 +118,19 @@ def test_init_takes_categories_and_layout_of_a_shipped_manifest(
     ]
 
 
+def test_a_json_manifest_says_the_same_and_can_be_a_template(folder: Path, tmp_path: Path) -> None:
+    for name in ("mine.toml", "mine.json"):
+        assert run(folder, "-o", tmp_path / name, "--no-hash").exit_code == 0
+    json.loads((tmp_path / "mine.json").read_text())
+    manifest = load_manifest(str(tmp_path / "mine.json"))
+    assert manifest == load_manifest(str(tmp_path / "mine.toml"))
+    result = run(tmp_path / "mine.json", "-o", tmp_path / "hashed.json")
+    assert result.exit_code == 0, result.output
+    hashed = load_manifest(str(tmp_path / "hashed.json"))
+    assert [video.id for video in hashed.videos] == [video.id for video in manifest.videos]
+    assert all(video.sha256 for video in hashed.videos)
+
+
 def test_plan_writes_nothing(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "-o", tmp_path / "mine.toml", "--plan")
     assert result.exit_code == 0

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from fcache.cache import open_cache
 from fcache.data.dataset import ClipDataset
 from fcache.errors import ConfigError, LabelError
+from fcache.manifest import Category, Labels, Manifest
 from tests.extract.making import extract, make_video
 
 LENGTHS = {"train/a": 7, "train/b": 4, "val/c": 3}
@@ -219,6 +220,22 @@ def test_labels_that_do_not_join_name_a_video_and_a_frame_of_the_cache(
         open_cache(caches["plain"]).torch_dataset(labels=tmp_path)
     assert f"label folder '{tmp_path}'" in caught.value.message
     assert "for example video 'train/a', frame '00000'" in caught.value.message
+
+
+def test_labels_come_from_a_json_manifest_too(caches: dict[str, Path], tmp_path: Path) -> None:
+    masks = write_labels(tmp_path / "masks")
+    manifest = Manifest(
+        name="mine",
+        root=str(masks),
+        labels=(Labels(format="semantic", path="{video}/{frame}.png", void=(255,)),),
+        categories=tuple(Category(id=k, name=f"k{k}", isthing=False) for k in range(5)),
+    )
+    manifest.write(tmp_path / "m.json")
+    cache = open_cache(caches["plain"])
+    found = cache.torch_dataset(labels=tmp_path / "m.json")
+    wanted = cache.torch_dataset(labels=masks)
+    assert len(found) == len(wanted)
+    assert torch.equal(found[3]["label"], wanted[3]["label"])
 
 
 def test_bare_masks_are_not_taken_for_the_only_video_of_a_split(

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from fcache.cache import open_cache
-from fcache.extract.prefetch import Drawn
+from fcache.extract.drawn import Drawn
 from fcache.extract.producer import Produced
 from fcache.extract.shards import ShardSequence
 from fcache.extract.tasks import Member, VideoRun
-from fcache.sources.frame import Frame
 from fcache.sources.listing import Source
 from fcache.store.cache import create_root
 from fcache.store.claims import Claims
@@ -94,11 +93,11 @@ def test_a_shard_with_one_bad_frame_anywhere_is_not_committed(tmp_path: Path, ba
     ):
         for frame in range(40):
             stages, pixels = values(index, item, frame)
-            drawn = Drawn(item, frame, Frame(pixels, frame, 0, f"{frame:05d}"), pixels)
+            drawn = Drawn(item, frame, f"{frame:05d}", frame, 0, pixels)
             shards.turn_to(drawn)
             largest = np.full((1, 4), np.nan if frame == 16 + bad else 1.0)
             tokens = [stage[None] for stage in stages]
-            shards.put([drawn], Produced({"tokens": tokens}, largest))
+            shards.put([drawn], Produced({"tokens": tokens}, largest), [0])
         shards.end_video(run, 40)
         shards.finish()
     assert f"frame {16 + bad} " in shards.refused[item.item]

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import stat
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fcache.cache import open_cache
 from fcache.errors import ConfigError
+from tests.extract.dask_running import dask_scheduler, dask_worker
 from tests.extract.making import extract, make_videos, shard_hashes, words
-from tests.extract.running import environment, fcache, spoken, start, wait_until
+from tests.extract.running import fcache, spoken, start
 
 LENGTHS = {"a": 20, "b": 5}
 
@@ -33,54 +30,20 @@ def wanted(videos: Path, tmp_path: Path) -> dict[str, str]:
     return shard_hashes(tmp_path / "inline")
 
 
-def dask(*words: object) -> subprocess.Popen[bytes]:
-    """Starts a dask command on the loopback."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "dask", *map(str, words)],
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def end(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.fixture
-def scheduler_file(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "scheduler.json"
-    process = dask(
-        "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-        "--scheduler-file", path,
-    )  # fmt: skip
-    wait_until(lambda: path.exists() and path.read_text().endswith("}"))
-    yield path
-    end(process)
-
-
 def test_a_given_scheduler_does_the_job_and_waits_for_a_first_worker(
-    videos: Path, wanted: dict[str, str], tmp_path: Path, scheduler_file: Path
+    videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    address = json.loads(scheduler_file.read_text())["address"]
     cache = tmp_path / "cache"
-    process = start("extract", videos, "--cache", cache, "--scheduler", address, *words())
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    assert any('"event": "no_workers"' in line for line in lines)
-    worker = dask(
-        "worker", "--scheduler-file", scheduler_file, "--host", "127.0.0.1", "--nthreads", "2",
-        "--no-dashboard", "--local-directory", tmp_path / "scratch",
-    )  # fmt: skip
-    try:
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        assert spoken(err) == []
-        assert shard_hashes(cache) == wanted
-    finally:
-        end(worker)
+    with dask_scheduler(tmp_path) as (_, address):
+        process = start("extract", videos, "--cache", cache, "--scheduler", address, *words())
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any('"event": "no_workers"' in line for line in lines)
+        with dask_worker(address, tmp_path, num_threads=2):
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert spoken(err) == []
+    assert shard_hashes(cache) == wanted
 
 
 def test_an_address_that_nobody_answers_is_one_message(videos: Path, tmp_path: Path) -> None:

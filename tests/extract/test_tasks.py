@@ -33,7 +33,7 @@ def planned(tmp_path: Path, expected: int, actual: int, shards: set[int]):
         rejected=(),
         free_bytes=1,
         cached_bytes=0,
-        rate=None,
+        pace=None,
     )
     return plan, index.load()
 

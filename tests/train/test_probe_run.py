@@ -16,7 +16,8 @@ from fcache.data.labels import LabelReader
 from fcache.demo.scene import render_set
 from fcache.errors import ConfigError
 from fcache.train.probe_run import ProbeResult, run_probe
-from tests.extract.making import extract, make_video
+from tests.cli.running import run
+from tests.extract.making import extract, make_video, words
 from tests.extract.running import fcache, spoken
 
 NETWORK = {"model": "vit_tiny_patch16_224", "blocks": "none", "short_side": "150"}
@@ -118,6 +119,45 @@ def test_pictures_are_cut_to_the_valid_area(cache: Path, result: ProbeResult) ->
         assert np.array_equal(picture.frame, clip.pixels[0, :height, :width])
         assert picture.truth.shape == picture.prediction.shape == (height, width)
         assert (picture.truth != 255).mean() > 0.8
+
+
+def test_a_compact_view_of_crops_is_probed_with_labels_that_follow_each_crop(
+    rendered: Path, result: ProbeResult, tmp_path: Path
+) -> None:
+    geometry = {"short_side": "120..150", "crop": 112, "crops": 2}
+    settings = words(**{**NETWORK, **geometry}, dtype="int8")
+    code, _, err = run(
+        "extract", rendered / "manifest.toml", "--cache", tmp_path / "cache", "--scheduler",
+        "inline", *settings,
+    )  # fmt: skip
+    assert code == 0, err
+    found = probe(tmp_path / "cache")
+    assert (found.num_train, found.num_val) == (2 * 3 * NUM_FRAMES, 2 * 2 * NUM_FRAMES)
+    assert found.miou > 0.6 * result.miou > 2 * found.prior_miou
+    view = open_cache(tmp_path / "cache").view()
+    for picture in found.pictures:
+        video, _, draw, frame = picture.name.split()
+        clip = view.read(view.frames(video, draw=int(draw)), [int(frame)])
+        assert clip.pixels is not None
+        assert np.array_equal(picture.frame, clip.pixels[0, : clip.valid[0], : clip.valid[1]])
+        assert (picture.truth != 255).mean() > 0.8
+
+
+def test_packed_images_are_probed(tmp_path: Path) -> None:
+    for number in range(10):
+        colour = np.array([number * 7 + 120, 40, 20], np.uint8)
+        image = np.zeros((48, 64, 3), np.uint8)
+        image[:, 20 + number :] = colour
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"images/{number}.png")
+        mask = (image[..., 0] > 0).astype(np.uint8)
+        write_mask(tmp_path / f"masks/{number}/{number}.png", mask)
+    extract(sorted((tmp_path / "images").iterdir()), tmp_path / "cache", **NETWORK)
+    view = open_cache(tmp_path / "cache").view()
+    assert {view.frames(video).rows[0] // 16 for video in view.videos} == {0}
+    found = probe(tmp_path / "cache", labels=tmp_path / "masks")
+    assert (found.num_train, found.num_val) == (8, 2)
+    assert found.miou > 0.8
 
 
 def test_progress_tells_of_every_part_to_its_end(cache: Path) -> None:

@@ -1,0 +1,288 @@
+"""Extraction beside a bare loop of the same network over frames in memory, and beside Ray Data.
+
+Whole jobs run as ``fcache extract`` runs them, with a scheduler and workers of their own, each
+between two blocks of a bare loop in a process of the same environment. Steady states are compared:
+a worker's begins with its first commit and ends with its last. What is stored is compared first.
+
+    python tests/bench/bench_extract.py [--quick] [--scale N] [--ray PYTHON] [KEY=VALUE ...]
+
+Settings such as ``device=cuda batch=8`` go to jobs and bare loops alike. A GPU wants ``--scale 20``
+for as many times the frames. ``--ray`` names an interpreter that has what ``requirements.txt``
+says, and fcache's own dependencies. ``--quick`` takes a tiny network, whose ratios mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # where `tests` is, when run as a script
+
+from fcache.extract.producer import choose_device
+from tests.bench.bare_loop import BareLoop, Spent, config_of, job_environment, worker_environment
+from tests.bench.timed_job import TimedJob, check, extract
+from tests.bench.timing import Verdict, table
+from tests.sources.media import encode, moving_frames
+
+VIDEO_FRAMES = 24
+CORES = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network on a number of threads, and how much of it runs.
+
+    Attributes:
+        words: Settings, as ``fcache extract`` takes them.
+        jobs: Its jobs; see ``JOBS``.
+        num_videos: Short videos; the long one has as many frames as all of them.
+        bare_frames: Frames of a block of the bare loop.
+        rounds: How often each job runs.
+        size: Height and width of the videos, pixels.
+        counts: Whether its ratios mean something.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    jobs: tuple[str, ...]
+    num_videos: int
+    bare_frames: int
+    rounds: int = 1
+    threads: int = 1
+    size: tuple[int, int] = (720, 1280)
+    counts: bool = True
+
+
+JOBS = {  # what runs, and on how many workers
+    "short videos": 1,
+    "one long video": 1,
+    "two workers": 2,
+    "Ray Data": 0,
+}
+VIEW = ("size=518x518", "patch=14", "compute_dtype=bfloat16", "weights=random:0")
+VIT_S = Case("ViT-S", ("model=vit_small_patch14_dinov2", *VIEW), tuple(JOBS), 5, 32, rounds=2)
+VIT_S_2 = replace(VIT_S, name="ViT-S, 2 threads", jobs=("short videos",), threads=2)
+VIT_G = Case("ViT-g", ("model=vit_giant_patch14_dinov2", *VIEW), ("short videos",), 3, 4)
+TINY_WORDS = ("model=test_vit", "blocks=[1,2,4,5]", "size=32x32", "weights=random:0")
+TINY = Case("tiny ViT", TINY_WORDS, tuple(JOBS), 3, 32, size=(48, 64), counts=False)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a job took, and the blocks of the bare loop before and after it."""
+
+    steady: Spent
+    bare: Spent
+    job: TimedJob | None
+
+    @property
+    def speed(self) -> float:
+        """Frames a second against the bare loop's."""
+        return self.steady.rate / self.bare.rate
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A case at work.
+
+    Attributes:
+        short: Its short videos.
+        long: The long one, as a list.
+        ray: An interpreter that has Ray Data.
+    """
+
+    case: Case
+    folder: Path
+    short: list[Path]
+    long: list[Path]
+    ray: str
+
+    @classmethod
+    def make(cls, case: Case, folder: Path, ray: str) -> Bench:
+        """Encodes the videos, H.264; each is another."""
+        folder.mkdir()
+        lengths = [*[VIDEO_FRAMES] * case.num_videos, VIDEO_FRAMES * case.num_videos]
+        paths = [folder / f"video{seed}.mp4" for seed in range(len(lengths))]
+        height, width = case.size
+        for seed, (path, length) in enumerate(zip(paths, lengths, strict=True)):
+            (large,) = moving_frames(1, height + 64, width + 128, seed=seed)
+            starts = ((t % 64, 2 * t % 128) for t in range(length))
+            frames = [large[y : y + height, x : x + width] for y, x in starts]
+            encode(path, frames, options={"preset": "veryfast"})
+        return cls(case, folder, paths[:-1], paths[-1:], ray)
+
+    def measure(self) -> dict[str, list[Timed]]:
+        """Runs the case's jobs, each between two blocks of the bare loop."""
+        case = self.case
+        timed: dict[str, list[Timed]] = {name: [] for name in case.jobs}
+        os.environ.update(job_environment(case.threads))
+        with BareLoop(case.words, [*self.short, *self.long], case.threads) as bare:
+            wanted = dict(zip([*self.short, *self.long], bare.digests(), strict=True))
+            before = bare.run(case.bare_frames)
+            for number in range(case.rounds):
+                for name in case.jobs:
+                    if name == "Ray Data" and (number or not self.ray):
+                        continue
+                    steady, job = self.run(name, wanted)
+                    after = bare.run(case.bare_frames)
+                    timed[name].append(Timed(steady, before + after, job))
+                    before = after
+        return timed
+
+    def run(self, name: str, wanted: Mapping[Path, str]) -> tuple[Spent, TimedJob | None]:
+        """Runs a job into a cache that is gone afterwards; checks what it stored."""
+        case, cache = self.case, self.folder / "cache"
+        videos = self.long if name == "one long video" else self.short
+        firsts = {video.stem: wanted[video] for video in videos}
+        try:
+            if name == "Ray Data":
+                return self.run_ray(cache, list(firsts.values())), None
+            job = extract(videos, cache, [*case.words, f"workers={JOBS[name]}"])
+            check(job, cache, firsts, case.threads)
+            return job.steady, job
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def run_ray(self, output: Path, firsts: list[str]) -> Spent:
+        """Runs the job as a Ray Data pipeline."""
+        setup = [self.case.words, [str(video) for video in self.short], VIDEO_FRAMES, str(output)]
+        done = subprocess.run(
+            [self.ray, str(Path(__file__).with_name("ray_peer.py")), json.dumps(setup)],
+            env={
+                **os.environ,
+                **worker_environment(self.case.threads),
+                "PYTHONPATH": str(Path(__file__).parents[2]),  # its workers import from there
+            },
+            check=True,
+            stdout=subprocess.PIPE,
+        )
+        num_frames, wall_s, found = json.loads(done.stdout)
+        assert found == firsts, "Ray Data: other features"
+        return Spent(num_frames, wall_s, math.nan)
+
+    def bare_scaling(self) -> float:
+        """Frames a second of two bare loops at once, over those of one of them."""
+        case = self.case
+        with ExitStack() as stack:
+            loops = [BareLoop(case.words, self.short, case.threads) for _ in range(2)]
+            for loop in loops:
+                stack.enter_context(loop)
+                loop.digests()  # warms it up
+            alone = loops[0].run(case.bare_frames)
+            for loop in loops:
+                loop.start(case.bare_frames)
+            return sum(loop.wait().rate for loop in loops) / alone.rate
+
+    def rows(self) -> Iterator[Verdict]:
+        """Measures, and yields the rows of the table."""
+        case, timed = self.case, self.measure()
+        for name in ("short videos", "one long video"):
+            if name in timed:
+                yield against_bare(case, name, timed[name])
+        for name in ("short videos", "two workers"):
+            jobs = [one.job for one in timed.get(name, []) if one.job is not None]
+            if jobs:
+                yield scheduler(case, name, jobs)
+        if "two workers" in timed:
+            two, one = timed["two workers"], timed["short videos"]
+            found = median([a.steady.rate / b.steady.rate for a, b in zip(two, one, strict=True)])
+            limit = self.bare_scaling()
+            note = f"two bare loops / one: {limit:.3f}; {CORES} cores"
+            required = 1.9 if case.counts and CORES >= 4 else None  # two to decode and write
+            yield Verdict(f"{case.name}: two workers / one", found, required, note=note)
+            yield Verdict(f"{case.name}: two workers / two bare loops", found / limit)
+        if "Ray Data" in timed:
+            yield beside_ray(case, timed)
+
+
+def against_bare(case: Case, name: str, timed: Sequence[Timed]) -> Verdict:
+    """A row: frames a second over the bare loop's around the job."""
+    # Where the network has every core, decoding and writing take part of its time.
+    has_spare_core = case.threads < CORES or is_on_gpu(case.words)
+    cpu_s = median([one.steady.frame_cpu_s for one in timed])
+    bare_cpu_s = median([one.bare.frame_cpu_s for one in timed])
+    note = (
+        f"{median([one.steady.rate for one in timed]):.3g} of "
+        f"{median([one.bare.rate for one in timed]):.3g} frames/s; CPU s a frame: "
+        f"{bare_cpu_s:.3g} of {cpu_s:.3g} are the bare loop's ({bare_cpu_s / cpu_s:.3f})"
+    )
+    found = median([one.speed for one in timed])
+    required = 0.95 if case.counts and has_spare_core else None
+    return Verdict(f"{case.name}: {name} / bare loop", found, required, note=note)
+
+
+def scheduler(case: Case, name: str, jobs: Sequence[TimedJob]) -> Verdict:
+    """A row: the share of the job's own process, client and scheduler."""
+    share = median([job.client_share for job in jobs])
+    commit_s = median([job.client_commit_s for job in jobs])
+    note = f"{1e3 * commit_s:.1f} ms of CPU a commit"
+    what, required = f"{case.name}: scheduler, {name}", 0.01 if case.counts else None
+    return Verdict(what, share, required, at_most=True, note=note)
+
+
+def beside_ray(case: Case, timed: Mapping[str, Sequence[Timed]]) -> Verdict:
+    """A row: frames a second over Ray Data's, each taken against the bare loop around it."""
+    what, peers = f"{case.name}: short videos / Ray Data", timed["Ray Data"]
+    if not peers:
+        return Verdict(what, math.nan, note="not run: --ray PYTHON")
+    speed, peer = (median([one.speed for one in own]) for own in (timed["short videos"], peers))
+    note = f"Ray Data / bare loop: {peer:.3f}; {peers[0].steady.rate:.3g} frames/s"
+    return Verdict(what, speed / peer, note=note)
+
+
+def median(figures: Sequence[float]) -> float:
+    """Their median."""
+    return statistics.median(figures)
+
+
+def is_on_gpu(words: Sequence[str]) -> bool:
+    """Whether a case runs on a GPU."""
+    return choose_device(config_of(words).device).type == "cuda"
+
+
+def cases(quick: bool, scale: int, words: Sequence[str]) -> Iterator[Case]:
+    """Yields what is measured."""
+    on_gpu = is_on_gpu([*VIT_S.words, *words])
+    # A CPU takes seconds a frame: a few of each video.
+    giant = VIT_G if on_gpu else replace(VIT_G, words=(*VIT_G.words, "max_frames=4"))
+    for case in (TINY,) if quick else (VIT_S, giant) if on_gpu else (VIT_S, VIT_S_2, giant):
+        yield replace(
+            case,
+            words=(*case.words, *words),
+            num_videos=case.num_videos * scale,
+            bare_frames=case.bare_frames * scale,
+        )
+
+
+def main() -> None:
+    """Measures every case and prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--scale", type=int, default=1)
+    parser.add_argument("--ray", default="", metavar="PYTHON")
+    parser.add_argument("--folder", type=Path, default=None)
+    options = parser.parse_args()
+    os.environ["FCACHE_NO_MEMO"] = "1"  # its inputs are gone afterwards
+    verdicts = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for number, case in enumerate(cases(options.quick, options.scale, options.words)):
+            bench = Bench.make(case, Path(folder) / str(number), options.ray)
+            verdicts += list(bench.rows())
+            print(verdicts[-1].row(), file=sys.stderr)
+    print(table(verdicts))
+
+
+if __name__ == "__main__":
+    main()
