@@ -42,7 +42,7 @@ def open_executor(
     if scheduler == "local":
         return _local(workers, device, retries)
     if scheduler.startswith("slurm:"):
-        return slurm_executor(Path(scheduler.removeprefix("slurm:")), retries)
+        return slurm_executor(Path(scheduler.removeprefix("slurm:")), retries, QUIET)
     if scheduler.startswith(("tcp://", "tls://", "ucx://")):
         return _existing(scheduler, retries)
     raise ConfigError(

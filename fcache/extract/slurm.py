@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from fcache.extract.executors import DaskExecutor, Executor, quiet_logs
 
 
 @contextmanager
-def slurm_executor(file: Path, retries: int) -> Iterator[Executor]:
+def slurm_executor(
+    file: Path, retries: int, settings_of_dask: Mapping[str, Any]
+) -> Iterator[Executor]:
     """Opens workers as SLURM jobs.
 
     Args:
         file: TOML: ``jobs``, and the keys of dask-jobqueue's ``SLURMCluster``.
         retries: How often a task is tried again after its worker broke down.
+        settings_of_dask: By their dotted names; for the scheduler and for the workers.
 
     Raises:
         ConfigError: the file does not describe jobs, or they cannot be submitted.
@@ -30,6 +34,7 @@ def slurm_executor(file: Path, retries: int) -> Iterator[Executor]:
         raise ConfigError(
             "--scheduler slurm: needs dask-jobqueue.", run="pip install 'fcache[slurm]'"
         ) from None
+    import dask.config
     from distributed import Client, Status
 
     jobs, settings = _settings(file)
@@ -45,7 +50,9 @@ def slurm_executor(file: Path, retries: int) -> Iterator[Executor]:
                 refusals.append(" ".join(str(error).rpartition("stderr:")[2].split()))
                 self.status = Status.running  # what the cluster insists on, to close it too
 
-    with quiet_logs():
+    with quiet_logs(), dask.config.set(settings_of_dask):
+        exports = [_exported(name, value) for name, value in settings_of_dask.items()]
+        settings["job_script_prologue"] = [*exports, *settings.get("job_script_prologue", [])]
         try:
             cluster = SLURMCluster(**settings, job_cls=Job)  # type: ignore[arg-type]
         except (TypeError, ValueError, OSError, RuntimeError) as error:
@@ -54,6 +61,12 @@ def slurm_executor(file: Path, retries: int) -> Iterator[Executor]:
         with cluster, Client(cluster) as client:
             cluster.scale(jobs=jobs)
             yield DaskExecutor(client, f"slurm:{file}", retries, refusals)
+
+
+def _exported(name: str, value: object) -> str:
+    """The line of a job script that sets a dask setting."""
+    variable = name.upper().replace(".", "__").replace("-", "_")
+    return f"export DASK_{variable}={shlex.quote(repr(value))}"
 
 
 def _settings(file: Path) -> tuple[int, dict[str, Any]]:

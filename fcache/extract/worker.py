@@ -124,6 +124,9 @@ class _TaskRun:
         self._results = results
         self._report = report
         self._index = ViewIndex(settings.view)
+        if settings.producer not in _producers:
+            with _device:  # nothing is claimed or decoded while the network is loaded
+                producer_of(settings.producer)
 
     def work(self) -> None:
         """Goes on to the end of the task, or to the shard before which the job is stopped.

@@ -284,7 +284,9 @@ def _load_table(index: Path, current: Current, name: str) -> pa.Table:
             run=repair_command(index.parent.parent),
         )
     file, schema = pq.ParquetFile(pa.BufferReader(data)), SCHEMAS[name]
-    found = file.read([column for column in schema.names if column in file.schema_arrow.names])
+    columns = [column for column in schema.names if column in file.schema_arrow.names]
+    # pyarrow 26's threads abort the process at its exit now and then.
+    found = file.read(columns, use_threads=False)
     for field in schema:
         if field.name not in found.column_names:  # written before there was such a column
             found = found.append_column(field, pa.nulls(len(found), field.type))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from fcache.cache import open_cache
 from fcache.errors import InterruptedJobError, NoSpaceError
-from fcache.extract import job, prefetch
+from fcache.extract import job
 from fcache.extract.producer import BackboneProducer
 from fcache.extract.request import plan_request, read_request
 from fcache.store.index import ViewIndex
@@ -301,15 +301,18 @@ def test_a_shard_that_another_job_commits_meanwhile_without_an_image_is_no_end(
     extract(f"{folder}/i00.png", tmp_path / "other")
     alone = open_cache(tmp_path / "other").view()
     reserve_only(source, cache)
-    index, real = index_of(cache), prefetch.decode
+    index, real = index_of(cache), job.make_tasks
+    made: list[int] = []
 
-    def decode_late(*args, **kwargs):
-        """The other job commits its image after this one has looked, before it turns to it."""
-        if not index.load().tables.frames.num_rows:
+    def make_tasks_early(*args):
+        """The other job commits its image between this one's tasks and their turn."""
+        tasks = real(*args)
+        made.append(len(tasks))
+        if len(made) == 2:  # before that it was only asked whether there are any
             commit_first(index, alone)
-        return real(*args, **kwargs)
+        return tasks
 
-    monkeypatch.setattr(prefetch, "decode", decode_late)
+    monkeypatch.setattr(job, "make_tasks", make_tasks_early)
     monkeypatch.setattr(job, "WAIT_S", 0)
     events: list[dict] = []
     assert extract(source, cache, events=events).num_frames == 15
@@ -421,7 +424,8 @@ def test_two_jobs_over_parts_of_one_shard_leave_every_image_once(tmp_path: Path)
     source = make_images(folder, NAMES)
     reserve_only(source, cache)
     parts = [f"{folder}/i0*.png", f"{folder}/i[01][0-5].png"]
-    both = [start("extract", part, "--cache", cache, "--json", *words()) for part in parts]
+    more = ("--cache", cache, "--json", "--scheduler", "inline", *words())
+    both = [start("extract", part, *more) for part in parts]
     ends = [finish(process) for process in both]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert len(rows(cache)) == 16

@@ -51,7 +51,7 @@ def test_an_address_that_nobody_answers_is_one_message(videos: Path, tmp_path: P
     code, out, err = fcache(
         "extract", videos, "--cache", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9", *words()
     )
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert (code, out) == (2, "")
     message = spoken(err)
     assert len(message) <= 3, err
@@ -133,6 +133,8 @@ def test_slurm_jobs_do_the_work_and_are_cancelled(
     assert (code, spoken(err)) == (0, []), err
     assert shard_hashes(cache) == wanted
     assert (slurm / "cancelled").exists()
+    script = (slurm / "job.sh").read_text()
+    assert "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False\n" in script
 
 
 def test_an_sbatch_that_refuses_is_told(videos: Path, tmp_path: Path, slurm: Path) -> None:
