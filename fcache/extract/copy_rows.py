@@ -146,7 +146,7 @@ class CopyRows:
         found = []
         for name, first in group.parts:
             made, held = self.made[name], self._held(name)
-            places = _own(held, made)
+            places, contents = _own(held, made), self._source.catalogue.sha256(held)
             for index, place in enumerate(places[first : first + SHARD_ROWS], start=first):
                 record = FrameRecord(
                     row=made.row_of(index),
@@ -155,7 +155,7 @@ class CopyRows:
                     frame_name=held.names[place],
                     source_index=held.source_index[place],
                     pts_us=held.pts_us[place],
-                    sha256=held.sha256[place],
+                    sha256=contents[place],
                 )
                 found.append(CopiedFrame(record, held.rows[place], held))
         return sorted(found, key=lambda one: one.record.row)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from fcache.config import ExtractConfig, Selection
+from fcache.config import ExtractConfig, Selection, ViewGeometry
 from fcache.errors import SourceError
 from fcache.extract.identity import item_name, selection_identity
 from fcache.extract.plan import KnownSource, PlannedSource, Rejected, SourceState
 from fcache.extract.reuse import Held
+from fcache.manifest import SourceKind
 from fcache.sources.content import HashMemo, content_hash
-from fcache.sources.geometry import draw_crop, place
+from fcache.sources.geometry import Placement, draw_crop, place
 from fcache.sources.listing import Source
 from fcache.sources.probe import SourceFacts, estimate_frames, probe_source
 from fcache.store.identity import item_id
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.layout import SHARD_ROWS, Bucket
-from fcache.store.records import Item, ItemRequest, Outcome
+from fcache.store.records import PLACEMENT_FIELDS, Item, ItemRequest, Outcome
 
 Looked = PlannedSource | Rejected
+_Placed = tuple[Bucket, Mapping[str, int | bool]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Look:
     """Looks at one source at a time, from any thread.
+
+    What sources share is made once: there may be hundreds of thousands of them.
 
     Attributes:
         config: The settings.
@@ -46,6 +49,13 @@ class Look:
     memo: HashMemo
     retry_failed: bool
     trust_manifest: bool
+    _geometry: ViewGeometry = field(init=False)
+    _wanted: Selection = field(init=False)
+    _selections: dict[SourceKind, dict[str, Any]] = field(init=False, default_factory=dict)
+    _placements: dict[tuple[int, int], _Placed] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._geometry, self._wanted = self.config.geometry, self.config.selection
 
     def __call__(self, known: KnownSource) -> list[Looked]:
         """Returns the source's items: one, or in a view of crops one for each draw."""
@@ -54,8 +64,8 @@ class Look:
             sha256 = known.sha256 or content_hash(source.path, source.kind, self.memo)
         except SourceError as error:
             return [self._unreadable(source, error)]
-        sized = _Sized(known, sha256, cache(partial(probe_source, source.path, source.kind)))
-        if self.config.geometry.crop is None:
+        sized = _Sized(known, sha256)
+        if self._geometry.crop is None:
             return [self._look(sized, None)]
         found: list[Looked] = []
         for draw in range(self.config.crops):
@@ -97,7 +107,7 @@ class Look:
 
     def _unreadable(self, source: Source, error: SourceError) -> Rejected:
         """A source whose content is not known: it is looked at again by every job."""
-        selection = selection_identity(self.config, source.kind)
+        selection = self._selected(source.kind)
         name = item_id(f"unreadable:{source.video_id}", selection)
         return Rejected(source, None, name, error.message, self._quarantined(name) is not None)
 
@@ -114,13 +124,18 @@ class Look:
 
         A source that is known to be sound to its end needs no ``on_error``: it is not made twice.
         """
-        selection = selection_identity(self.config, source.kind)
+        selection = self._selected(source.kind)
         strict = {key: value for key, value in selection.items() if key != "on_error"}
         if strict == selection or self.state is None:
             return selection
         name = item_name(self.config, sha256, strict, source.video_id, draw)
         outcome = self.state.outcomes.get(name)
         return strict if outcome and outcome.status == "done" else selection
+
+    def _selected(self, kind: SourceKind) -> dict[str, Any]:
+        if kind not in self._selections:
+            self._selections[kind] = selection_identity(self.config, kind)
+        return self._selections[kind]
 
     def _quarantined(self, name: str) -> Outcome | None:
         outcome = self.state.outcomes.get(name) if self.state else None
@@ -129,17 +144,11 @@ class Look:
     def _request(
         self, sized: _Sized, name: str, selection: dict[str, Any], draw: int | None
     ) -> ItemRequest:
-        source, geometry = sized.known.source, self.config.geometry
+        source = sized.known.source
         height, width, num_frames = sized.sides(
-            self.config, trusted=self.trust_manifest and not selection
+            self._wanted, trusted=self.trust_manifest and not selection
         )
-        placed = (
-            place(height, width, geometry)
-            if draw is None
-            else draw_crop(source.video_id, draw, height, width, geometry)
-        )
-        placement = asdict(placed)
-        bucket = Bucket(placement.pop("canvas_h"), placement.pop("canvas_w"))
+        bucket, placement = self._place(source, draw, height, width)
         request = ItemRequest(
             item=name,
             content=sized.sha256,
@@ -151,6 +160,15 @@ class Look:
             packed=source.kind == "image",
         )
         return self.held.lend(request, source, self.config, self.memo) if self.held else request
+
+    def _place(self, source: Source, draw: int | None, height: int, width: int) -> _Placed:
+        """The canvas, and how a frame of a source's size lies on it."""
+        if draw is not None:
+            return _split(draw_crop(source.video_id, draw, height, width, self._geometry))
+        size = height, width
+        if size not in self._placements:
+            self._placements[size] = _split(place(height, width, self._geometry))
+        return self._placements[size]
 
     def _planned(
         self, source: Source, sha256: str, request: ItemRequest, held: Item | None
@@ -172,19 +190,19 @@ class Look:
         return PlannedSource(source, sha256, held, "partial", own + borrowed, left)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sized:
     """A source of known content; it is opened at most once, when its sizes are asked for."""
 
     known: KnownSource
     sha256: str
-    facts: Callable[[], SourceFacts]
+    _facts: SourceFacts | None = None
 
-    def sides(self, config: ExtractConfig, *, trusted: bool) -> tuple[int, int, int]:
+    def sides(self, selection: Selection, *, trusted: bool) -> tuple[int, int, int]:
         """Returns height, width and number of selected frames, the last about.
 
         Args:
-            config: Holds the selection.
+            selection: Which frames.
             trusted: Whether the manifest knows them.
 
         Raises:
@@ -192,8 +210,17 @@ class _Sized:
         """
         height, width, num_frames = self.known.height, self.known.width, self.known.num_frames
         if not trusted or height is None or width is None or num_frames is None:
-            facts = self.facts()
+            facts = self._facts
+            if facts is None:
+                source = self.known.source
+                facts = self._facts = probe_source(source.path, source.kind)
             height, width = facts.height, facts.width
-            if num_frames is None or config.selection != Selection():
-                num_frames = estimate_frames(facts, config.selection)
+            if num_frames is None or selection != Selection():
+                num_frames = estimate_frames(facts, selection)
         return height, width, num_frames
+
+
+def _split(placed: Placement) -> _Placed:
+    """A placement as items have it, with the canvas apart."""
+    fields = {name: getattr(placed, name) for name in (*PLACEMENT_FIELDS, "canvas_h", "canvas_w")}
+    return Bucket(fields.pop("canvas_h"), fields.pop("canvas_w")), fields

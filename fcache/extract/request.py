@@ -165,23 +165,25 @@ def _known(source: Source, video: Video | None) -> KnownSource:
 def _completed(request: ExtractRequest, plan: ExtractPlan) -> Manifest:
     """The request's manifest with every video that was looked at, those in quarantine too."""
     known = {one.source.video_id: one for one in request.sources}
-    videos = [_video(one.source, one.sha256, known[one.source.video_id]) for one in plan.rejected]
+    found = {
+        one.source.video_id: _video(one.sha256, known[one.source.video_id]) for one in plan.rejected
+    }
     for planned in {one.source.video_id: one for one in plan.sources}.values():
-        at, source = planned.request, planned.source
-        sizes = {
-            "height": int(at.placement["source_h"]),
-            "width": int(at.placement["source_w"]),
-        }
+        at, video_id = planned.request, planned.source.video_id
+        sized = replace(
+            known[video_id],
+            height=int(at.placement["source_h"]),
+            width=int(at.placement["source_w"]),
+        )
         if not at.selection:  # else it counts the selected frames, not what the container says
-            sizes["num_frames"] = at.expected_frames + len(at.borrowed)
-        video = _video(source, planned.sha256, known[source.video_id])
-        videos.append(video.model_copy(update=sizes))
-    order = {video_id: place for place, video_id in enumerate(known)}
-    videos.sort(key=lambda video: order[video.id])
-    return request.manifest.model_copy(update={"videos": tuple(videos)})
+            sized = replace(sized, num_frames=at.expected_frames + len(at.borrowed))
+        found[video_id] = _video(planned.sha256, sized)
+    videos = tuple(found[video_id] for video_id in known if video_id in found)
+    return request.manifest.model_copy(update={"videos": videos})
 
 
-def _video(source: Source, sha256: str | None, known: KnownSource) -> Video:
+def _video(sha256: str | None, known: KnownSource) -> Video:
+    source = known.source
     return Video(
         id=source.video_id,
         path=str(source.path),

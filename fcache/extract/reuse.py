@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 
 from fcache.config import ExtractConfig, Selection
 from fcache.sources.content import HashMemo, frame_hashes
@@ -91,9 +92,10 @@ class Held:
         for item in self._by_video.get(source.video_id, ()):
             if _lies_alike(item, request, rounding=by_name):
                 frames = self._frames.of(item)
-                rows.update(
-                    {(one.name, None if by_name else one.sha256): one.row for one in frames}
-                )
+                places = [frame.row for frame in frames]
+                contents = self._frames.sha256(item.bucket, [] if by_name else places)
+                keys = zip_longest((frame.name for frame in frames), contents)
+                rows.update(zip(keys, places, strict=True))
         if not rows:
             return {}, request.expected_frames
         selected = list_selected(source.path, "frames", config.selection)

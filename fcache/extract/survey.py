@@ -95,7 +95,7 @@ def _free_bytes(path: Path) -> int:
 
 
 def _cached_bytes(state: ViewState | None) -> int:
-    return int(sum(state.tables.shards["size_bytes"].to_pylist())) if state else 0
+    return int(state.tables.shards.array("size_bytes").sum()) if state else 0
 
 
 def _other_bytes(cache: Path, key: str) -> int:

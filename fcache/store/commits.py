@@ -6,14 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 
 from fcache.store.layout import Bucket
+from fcache.store.part_tables import TIMES
 from fcache.store.tables import Tables
-
-ARRAYS = 9  # of a bucket at most: four stages, their scales, pixels
-_COMMITTED = r'"committed_s":(?P<committed_s>[0-9.]+)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +24,15 @@ class Commit:
 
 def last_commits(tables: Tables, count: int) -> list[Commit]:
     """Returns the last commits, at most so many, the latest last."""
-    table = tables.shards.select(["bucket", "provenance", "stats"])
-    found = pc.extract_regex(table["provenance"], _COMMITTED)
-    times = pc.cast(pc.struct_field(found, "committed_s"), pa.float64())
-    order = pc.array_sort_indices(times, order="descending", null_placement="at_end")
-    latest = table.take(order.slice(0, count * ARRAYS)).to_pylist()
-    rows = {(row["bucket"], row["provenance"]): row for row in latest}  # one row an array
-    commits = [
-        Commit(Bucket.parse(row["bucket"]), json.loads(row["provenance"]), json.loads(row["stats"]))
-        for row in rows.values()
-    ]
-    return commits[:count][::-1]
+    shards = tables.shards
+    array, _ = shards.encoded("array")
+    rows = np.flatnonzero((array == 0) & np.asarray(shards["committed_s"].is_valid()))
+    rows = rows[np.argsort(shards.array("committed_s")[rows], kind="stable")][-count:]
+    names = ("bucket", "provenance", "stats", *TIMES)
+    columns = (shards[name].take(rows).to_pylist() for name in names)
+    found = []
+    for bucket, provenance, stats, *times in zip(*columns, strict=True):
+        told = {name: one for name, one in zip(TIMES, times, strict=True) if one is not None}
+        made = {**json.loads(provenance), **told}
+        found.append(Commit(Bucket.parse(bucket), made, json.loads(stats)))
+    return found

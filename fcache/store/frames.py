@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from fcache.store.columns import Columns
+from fcache.store.garbage import garbage_kept
+from fcache.store.layout import Bucket
 from fcache.store.records import Item, standing
 from fcache.store.state import ViewState
 
@@ -25,7 +29,6 @@ class VideoFrames:
         names: Frame names, which labels join by.
         source_index: Position of each frame in the source.
         pts_us: Time of each frame from the source's first, microseconds; None for image files.
-        sha256: Content of each frame's file; None for frames of a video file.
     """
 
     video_id: str
@@ -35,7 +38,6 @@ class VideoFrames:
     names: tuple[str, ...]
     source_index: tuple[int, ...]
     pts_us: tuple[int | None, ...]
-    sha256: tuple[str | None, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,16 +65,18 @@ class Catalogue:
     """Finds the complete videos of a view, and their frames.
 
     Of a video whose content was replaced, the last complete one is found.
+
+    Attributes:
+        state: The view's bookkeeping.
     """
 
     def __init__(self, state: ViewState, feature_array: str) -> None:
         self.state = state
-        self._by_video: dict[str, list[tuple[Item, str | None]]] = {}
-        items = state.items
-        complete = [n for n in state.names if state.is_complete(items[n.item], feature_array)]
-        for name in standing(complete, items):
-            self._by_video.setdefault(name.video_id, []).append((items[name.item], name.split))
-        self._frames = FrameTable(state.tables.frames)
+        self._array = feature_array
+        # Made at first use: who asks for figures needs neither. Without a lock: two threads may
+        # both make them, and a fork copies no lock that is held.
+        self._videos: dict[str, list[tuple[Item, str | None]]] | None = None
+        self._frames: FrameTable | None = None
 
     @property
     def videos(self) -> list[str]:
@@ -91,7 +95,7 @@ class Catalogue:
 
     def frames(self, video: str, item: Item, split: str | None) -> VideoFrames:
         """Returns the frames of an item, its own and those it borrows, in the source's order."""
-        frames = self._frames.of(item, self.state.outcomes[item.item].num_frames)
+        frames = self.frame_table.of(item, self.state.outcomes[item.item].num_frames)
         return VideoFrames(
             video_id=video,
             split=split,
@@ -100,37 +104,62 @@ class Catalogue:
             names=tuple(frame.name for frame in frames),
             source_index=tuple(frame.source_index for frame in frames),
             pts_us=tuple(frame.pts_us for frame in frames),
-            sha256=tuple(frame.sha256 for frame in frames),
         )
+
+    def sha256(self, video: VideoFrames) -> tuple[str | None, ...]:
+        """Content of each frame's file; None for frames of a video file."""
+        return self.frame_table.sha256(video.item.bucket, video.rows)
+
+    @property
+    def frame_table(self) -> FrameTable:
+        """The committed frames of all items."""
+        if self._frames is None:
+            self._frames = FrameTable(self.state.tables.frames)
+        return self._frames
+
+    @property
+    def _by_video(self) -> dict[str, list[tuple[Item, str | None]]]:
+        if self._videos is None:
+            state, items = self.state, self.state.items
+            with garbage_kept():
+                complete = [n for n in state.names if state.is_complete(items[n.item], self._array)]
+                found: dict[str, list[tuple[Item, str | None]]] = {}
+                for name in standing(complete, items):
+                    found.setdefault(name.video_id, []).append((items[name.item], name.split))
+            self._videos = found
+        return self._videos
 
 
 class StoredFrame(NamedTuple):
-    """One frame of a view; ``sha256`` is its file's content, where it has a file of its own."""
+    """One frame of a view."""
 
     row: int
     name: str
     source_index: int
     pts_us: int | None
-    sha256: str | None
 
 
 class FrameTable:
-    """The committed frames of a view, found by item.
+    """The committed frames of a view, found by the rows they lie in.
 
-    Holds numpy arrays: Arrow takes locks inside, which a fork may copy while they are held, and a
+    Holds NumPy arrays: Arrow takes locks inside, which a fork may copy while they are held, and a
     Python object for every cell would take minutes and gigabytes at ten million frames.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        table = table.combine_chunks()
-        self._row = np.asarray(table["row"])
-        self._source_index = np.asarray(table["source_index"])
+    def __init__(self, table: Columns) -> None:
+        self._table = table
+        codes, buckets = table.encoded("bucket")
+        self._first_keys = {name: code << _ROW_BITS for code, name in enumerate(buckets)}
+        keys = (codes.astype(np.int64) << _ROW_BITS) + table.array("row")
+        # Each job has added a run that is in order. Where the keys lie in the table is `_order`.
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+        self._source_index = table.array("source_index")
         self._timed = np.asarray(table["pts_us"].is_valid())
         self._pts_us = np.asarray(table["pts_us"].fill_null(0))
-        self._name = _Texts(table["frame_name"])
-        self._sha256 = _Texts(table["sha256"].fill_null(""))
-        self._by_item = _Groups(table["item"], np.asarray(table["index"]))
-        self._by_bucket = _Groups(table["bucket"], self._row)
+        self._name, names = table.indexed("frame_name")
+        self._names = _Texts(names)
+        self._sha256: _Texts | None = None
 
     def of(self, item: Item, num_own: int | None = None) -> list[StoredFrame]:
         """Returns the committed frames of an item, borrowed ones too, in the source's order.
@@ -139,25 +168,14 @@ class FrameTable:
             item: Which item.
             num_own: Only so many of its own frames.
         """
-        places = self._by_item.places(item.item)[:num_own]
-        source_index = self._source_index[places].astype(np.int64)
-        if item.borrowed:
-            theirs, rows = np.array(item.borrowed, np.int64).T
-            held = self._by_bucket.places(item.bucket.name)
-            at = np.searchsorted(self._row[held], rows)
-            there = at < len(held)
-            there[there] = self._row[held[at[there]]] == rows[there]
-            places = np.concatenate([places, held[at[there]]])
-            source_index = np.concatenate([source_index, theirs[there]])
-            order = np.argsort(source_index)
-            places, source_index = places[order], source_index[order]
+        keys, source_index = self._of(item, num_own)
+        places = self._order[keys]
+        rows = self._keys[keys] & ((1 << _ROW_BITS) - 1)
         return [
-            StoredFrame(
-                row, self._name[at], index, pts if timed else None, self._sha256[at] or None
-            )
-            for at, row, index, pts, timed in zip(
-                places.tolist(),
-                self._row[places].tolist(),
+            StoredFrame(row, self._names[name], index, pts if timed else None)
+            for name, row, index, pts, timed in zip(
+                self._name[places].tolist(),
+                rows.tolist(),
                 source_index.tolist(),
                 self._pts_us[places].tolist(),
                 self._timed[places].tolist(),
@@ -165,46 +183,69 @@ class FrameTable:
             )
         ]
 
+    def extent(self, item: Item, num_own: int) -> tuple[int, int | None]:
+        """Returns how many frames an item has, and the time of the last, microseconds."""
+        keys, _ = self._of(item, num_own)
+        last = self._order[keys[-1]] if len(keys) else -1
+        return len(keys), int(self._pts_us[last]) if len(keys) and self._timed[last] else None
 
-class _Groups:
-    """The rows of a table by a name that they share.
+    def sha256(self, bucket: Bucket, rows: Iterable[int]) -> tuple[str | None, ...]:
+        """Content of the file of the frame in each row; None where it has no file of its own."""
+        if self._sha256 is None:
+            self._sha256 = _Texts(self._table["sha256"])
+        texts, keys = self._sha256, self._find(bucket, list(rows))
+        places = np.where(keys >= 0, self._order[keys], -1).tolist()
+        return tuple(texts[place] or None if place >= 0 else None for place in places)
 
-    Args:
-        names: A column of text.
-        within: What rows of one name are sorted by.
-    """
+    def _of(
+        self, item: Item, num_own: int | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where an item's frames lie among the keys, and the positions in their source."""
+        start = self._first_keys.get(item.bucket.name, -1 << _ROW_BITS)
+        runs = [
+            np.arange(*np.searchsorted(self._keys, (start + first, start + first + rows)))
+            for first, rows in item.extents
+        ]
+        keys = np.concatenate([*runs, np.zeros(0, np.int64)])[:num_own]
+        source_index = self._source_index[self._order[keys]].astype(np.int64)
+        if item.borrowed:
+            theirs, rows = np.array(item.borrowed, np.int64).T
+            lent = self._find(item.bucket, rows)
+            keys = np.concatenate([keys, lent[lent >= 0]])
+            source_index = np.concatenate([source_index, theirs[lent >= 0]])
+            order = np.argsort(source_index)
+            keys, source_index = keys[order], source_index[order]
+        return keys, source_index
 
-    def __init__(self, names: pa.ChunkedArray, within: npt.NDArray[np.generic]) -> None:
-        encoded = names.combine_chunks().dictionary_encode()
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.combine_chunks()
-        codes = np.asarray(encoded.indices)
-        self._order = np.lexsort((within, codes))
-        self._numbers = {name: n for n, name in enumerate(encoded.dictionary.to_pylist())}
-        self._ends = np.searchsorted(codes[self._order], np.arange(len(self._numbers) + 1))
+    def _find(
+        self, bucket: Bucket, rows: npt.NDArray[np.int64] | list[int]
+    ) -> npt.NDArray[np.int64]:
+        """Where the frames of rows lie among the keys, -1 for rows that hold none."""
+        wanted = self._first_keys.get(bucket.name, -1 << _ROW_BITS) + np.asarray(rows, np.int64)
+        found = np.searchsorted(self._keys, wanted)
+        there = np.append(self._keys, -1)[found] == wanted
+        return np.where(there, found, -1)
 
-    def places(self, name: str) -> npt.NDArray[np.int64]:
-        """Where the rows of a name lie in the table, in order."""
-        number = self._numbers.get(name)
-        if number is None:
-            return np.zeros(0, np.int64)
-        return self._order[self._ends[number] : self._ends[number + 1]]
+
+_ROW_BITS = 40  # of a key: rows of a bucket, below the number of the bucket
 
 
 class _Texts:
-    """A column of text, decoded cell by cell."""
+    """A column of text, decoded cell by cell; it holds the column's memory, and copies nothing."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        chunk = column.cast(pa.large_string()).combine_chunks()
-        if isinstance(chunk, pa.ChunkedArray):
-            chunk = (
-                pa.concat_arrays(chunk.chunks)
-                if chunk.num_chunks
-                else pa.array([], pa.large_string())
-            )
-        _, offsets, data = chunk.buffers()
-        self._offsets = np.frombuffer(offsets, np.int64)[chunk.offset :].copy()
-        self._data = data.to_pybytes() if data else b""
+        self._ends: list[int] = []
+        self._chunks: list[tuple[npt.NDArray[np.int32], memoryview]] = []
+        num_rows = 0
+        for chunk in column.chunks:
+            _, offsets, data = chunk.buffers()
+            num_rows += len(chunk)
+            self._ends.append(num_rows)
+            starts = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._chunks.append((starts, memoryview(data if data is not None else b"")))
 
     def __getitem__(self, place: int) -> str:
-        return self._data[self._offsets[place] : self._offsets[place + 1]].decode()
+        number = bisect_right(self._ends, place)
+        starts, data = self._chunks[number]
+        inside = place - (self._ends[number - 1] if number else 0)
+        return str(data[starts[inside] : starts[inside + 1]], "utf-8")

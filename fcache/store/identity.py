@@ -14,7 +14,10 @@ ITEM_LENGTH = 24  # hex digits: 96 bits, plenty for the items of one view
 
 def canonical(content: Mapping[str, Any]) -> bytes:
     """JSON with sorted keys and no spaces: equal content gives equal bytes."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _ENCODER.encode(content).encode()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest(content: Mapping[str, Any]) -> str:

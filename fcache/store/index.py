@@ -19,7 +19,7 @@ Writers hold ``lock`` for each change; readers hold nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fcache.store.files import (
     write_twice,
     write_whole,
 )
+from fcache.store.garbage import garbage_kept
 from fcache.store.identity import view_key
 from fcache.store.journal import Entries, append_journal, read_journal
 from fcache.store.layout import (
@@ -51,7 +52,7 @@ from fcache.store.mirror import complete
 from fcache.store.records import Item, ItemRequest, Name, Outcome, Part
 from fcache.store.root import ROOT_DOCUMENT, view_attributes
 from fcache.store.rows import FreeRows
-from fcache.store.state import ViewState as ViewState
+from fcache.store.state import Outcomes, ViewState as ViewState
 from fcache.store.tables import ShardTable, Tables
 
 
@@ -63,6 +64,7 @@ class ViewIndex:
         self.index = folder / "index"
         self._lock = self.index / "lock"
         self._folded: tuple[int, ShardTable] | None = None
+        self._known: Entries | None = None
         self.attributes = view_attributes(folder)
         self.identity: dict[str, Any] = self.attributes["identity"]
         self.layout = ViewLayout.of(self.identity)
@@ -107,6 +109,10 @@ class ViewIndex:
         Raises:
             CacheCorruptError: a record or a table is missing or fails its checksum.
         """
+        with garbage_kept():
+            return self._load()
+
+    def _load(self) -> ViewState:
         # Each kind is read before the one its records move into: whatever a job at work folds or
         # ends meanwhile is then met at least once, and a record met twice counts once.
         quarantined = [Outcome(**record) for record in self._records("quarantine/*.json")]
@@ -115,13 +121,10 @@ class ViewIndex:
         generation, tables = Tables.load(self.index)
         journal = read_journal(self.index)
         tables = tables.plus(Tables.of_parts(parts)).with_ended(ended)
-        outcomes = {
-            row["item"]: Outcome(row["item"], "done", row["num_frames"])
-            for row in tables.ended.to_pylist()
-        }
-        outcomes |= {outcome.item: outcome for outcome in quarantined}
-        shards = ShardTable(tables.shards)
-        return ViewState(journal.items, journal.names, tables, shards, outcomes, generation)
+        outcomes = Outcomes(tables.ended, {outcome.item: outcome for outcome in quarantined})
+        return ViewState(
+            journal.items, journal.names, tables, tables.shard_table(), outcomes, generation
+        )
 
     def reserve(self, requests: Iterable[ItemRequest], names: Iterable[Name]) -> dict[str, Item]:
         """Gives rows to the items that have none, and records the names; returns all items.
@@ -132,8 +135,7 @@ class ViewIndex:
         Raises:
             ValueError: a name is given to an item that is neither there nor requested.
         """
-        with locked(self._lock):
-            journal = read_journal(self.index)
+        with self._journal() as journal:
             rows = FreeRows(journal.rows_used())
             added = []
             for request in requests:
@@ -146,22 +148,20 @@ class ViewIndex:
                 if name.item not in journal.items:
                     raise ValueError(f"video '{name.video_id}' names the unknown item {name.item}")
             self._settle(journal, added, fresh)
-        return journal.items
+        return dict(journal.items)
 
     def renew(self, items: Iterable[Item]) -> None:
         """Gives images new rows whose shards were committed without them.
 
         One that another job has given new rows meanwhile keeps those.
         """
-        with locked(self._lock):
-            journal = read_journal(self.index)
+        with self._journal() as journal:
             rows = FreeRows(journal.rows_used())
             moved = [
                 replace(item, extents=rows.take(item))
                 for item in items
                 if journal.items[item.item] == item
             ]
-            journal.items.update((item.item, item) for item in moved)
             if moved:
                 self._settle(journal, moved, [])
 
@@ -170,14 +170,12 @@ class ViewIndex:
 
         A decoder may find more frames than the container promised.
         """
-        with locked(self._lock):
-            journal = read_journal(self.index)
+        with self._journal() as journal:
             item = journal.items[item.item]
             lacking = num_shards(num_frames) * SHARD_ROWS - item.num_rows
             if lacking > 0:
                 first = journal.rows_used().get(item.bucket, 0)
                 item = replace(item, extents=(*item.extents, (first, lacking)))
-                journal.items[item.item] = item
                 self._settle(journal, [item], [])
         return item
 
@@ -196,7 +194,7 @@ class ViewIndex:
             return False
         if self._folded is None or self._folded[0] != generation:
             generation, tables = Tables.load(self.index)
-            self._folded = generation, ShardTable(tables.shards)
+            self._folded = generation, tables.shard_table()
         return (bucket.name, self.feature_array, shard) in self._folded[1]
 
     def commit(self, part: Part) -> None:
@@ -299,8 +297,22 @@ class ViewIndex:
                 found[folder / spec.name / "zarr.json"] = spec.zarr_json(shards)
         return found
 
+    @contextmanager
+    def _journal(self) -> Iterator[Entries]:
+        """Holds the lock, and the journal as it is.
+
+        Workers give rows often, and read only what was added since they last did.
+        """
+        with locked(self._lock):
+            # Forgotten while it is worked on: a write that fails leaves nothing that is not so.
+            known, self._known = self._known, None
+            journal = read_journal(self.index, known)
+            yield journal
+            self._known = journal
+
     def _settle(self, journal: Entries, items: list[Item], names: list[Name]) -> None:
-        """Appends to the journal; ``journal`` holds the items already."""
+        """Appends to the journal."""
+        journal.add(items, names)
         # Arrays grow first: a row that is in the journal must be inside every array. Documents
         # that a killed job left behind, or that are damaged, are set right by the way.
         for path, document in self.documents(journal).items():

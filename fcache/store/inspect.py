@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from fcache.store.cache import View
-from fcache.store.records import Item, Name, Outcome, standing
+from fcache.store.garbage import garbage_kept
+from fcache.store.records import Item, Name, standing
+from fcache.store.tables import origins as provenances
 
 VideoState = Literal["complete", "partial", "quarantined"]
 
@@ -72,10 +74,11 @@ class ViewRow:
 
 def summarise(view: View) -> ViewRow:
     """Returns the figures of a view."""
-    states = _states(view)
-    tables, items = view.state.tables, view.state.items
-    complete = {entry.item.item: entry.item for entry in view.catalogue.entries()}.values()
-    names, counts = np.unique(tables.frames["bucket"].to_pylist(), return_counts=True)
+    found, items, tables = _Videos(view), view.state.items, view.state.tables
+    complete = [items[name] for name in {name.item for name in found.complete}]
+    states = found.states()
+    bucket, names = tables.frames.encoded("bucket")
+    counts = dict(zip(names, np.bincount(bucket, minlength=len(names)).tolist(), strict=True))
     return ViewRow(
         key=view.key,
         model=view.identity["backbone"]["model"],
@@ -88,94 +91,101 @@ def summarise(view: View) -> ViewRow:
         num_frames=len(tables.frames),
         num_borrowed=sum(len(item.borrowed) for item in complete),
         num_packed=sum(item.packed for item in complete),
-        size_bytes=int(sum(tables.shards["size_bytes"].to_pylist())),
-        canvases={str(name): int(count) for name, count in zip(names, counts, strict=True)},
+        size_bytes=int(tables.shards.array("size_bytes").sum()),
+        canvases={name: counts[name] for name in sorted(counts)},
     )
 
 
 def list_videos(view: View) -> Iterator[VideoRow]:
     """Yields every video of a view, of crops each, those in quarantine last."""
-    for name in _current_names(view):
-        state = _state(view, name)
-        frames = view.frames(name.video_id, item=name.item) if state == "complete" else None
-        times = [pts for pts in frames.pts_us if pts is not None] if frames else []
+    found, state = _Videos(view), view.state
+    for name in found.standing:
+        item = state.items[name.item]
+        count, end_us = 0, None
+        if name in found.complete:
+            own = state.outcomes[name.item].num_frames
+            count, end_us = view.catalogue.frame_table.extent(item, own)
         yield VideoRow(
             video_id=name.video_id,
-            draw=view.state.items[name.item].draw,
-            state=state,
+            draw=item.draw,
+            state="complete" if name in found.complete else "partial",
             split=name.split,
-            canvas=view.state.items[name.item].bucket.name,
-            num_frames=len(frames) if frames else 0,
-            seconds=times[-1] / 1e6 if times else None,
+            canvas=item.bucket.name,
+            num_frames=count,
+            seconds=None if end_us is None else end_us / 1e6,
             reason="",
         )
-    for name, draw, reason in _quarantined(view):
+    for name, draw, reason in found.quarantined():
         yield VideoRow(name.video_id, draw, "quarantined", name.split, "", 0, None, reason)
 
 
 def commit_stats(view: View) -> list[dict[str, Any]]:
     """Returns what the commit records tell of their values: one entry a row group."""
     shards = view.state.tables.shards
-    texts = shards.filter(pc.equal(shards["array"], view.index.feature_array))["stats"]
-    found: list[dict[str, Any]] = json.loads(f"[{','.join(texts.to_pylist())}]")
+    array, names = shards.encoded("array")
+    wanted = np.array([name == view.index.feature_array for name in names], np.bool_)
+    texts = shards["stats"].filter(pa.array(wanted[array])).to_pylist()
+    found: list[dict[str, Any]] = json.loads(f"[{','.join(texts)}]")
     return found
 
 
 def origins(view: View) -> list[dict[str, Any]]:
     """Returns what made the committed shards: each different set of versions and settings."""
     seen: dict[str, dict[str, Any]] = {}
-    for text in view.state.tables.shards["provenance"].to_pylist():
-        record = json.loads(text)
-        lasting = {key: value for key, value in record.items() if key not in _PASSING}
+    for record in provenances(view.state.tables):
+        lasting = {key: value for key, value in record.items() if key not in {"host", "pid"}}
         seen[json.dumps(lasting, sort_keys=True)] = lasting
     return list(seen.values())
 
 
-_PASSING = {"host", "pid", "started_s", "committed_s", "num_frames"}
+class _Videos:
+    """Which videos of a view are in which state.
 
+    Attributes:
+        standing: The names that stand, less those of items in quarantine.
+        complete: Those of them whose every frame can be read, in order.
+    """
 
-def _states(view: View) -> Counter[VideoState]:
-    """How many videos are in which state: of several crops or selections, the worst counts."""
-    states: dict[str, VideoState] = {}
-    for name, _, _ in _quarantined(view):
-        states[name.video_id] = "quarantined"
-    for name in _current_names(view):
-        state = _state(view, name)
-        if state == "partial" or name.video_id not in states:
-            states[name.video_id] = state
-    return Counter(states.values())
+    def __init__(self, view: View) -> None:
+        self._state = state = view.state
+        bad, array = state.outcomes.quarantined, view.index.feature_array
+        with garbage_kept():
+            self._every = standing(state.names, state.items)
+            self.standing = [name for name in self._every if name.item not in bad]
+            self.complete = dict.fromkeys(
+                name for name in self.standing if state.is_complete(state.items[name.item], array)
+            )
 
+    def states(self) -> Counter[VideoState]:
+        """How many videos are in which state: of several crops or selections, the worst counts."""
+        states: dict[str, VideoState] = {
+            name.video_id: "quarantined" for name, _, _ in self.quarantined()
+        }
+        for name in self.standing:
+            if name not in self.complete:
+                states[name.video_id] = "partial"
+            else:
+                states.setdefault(name.video_id, "complete")
+        return Counter(states.values())
 
-def _state(view: View, name: Name) -> VideoState:
-    item = view.state.items[name.item]
-    complete = view.state.is_complete(item, view.index.feature_array)
-    return "complete" if complete else "partial"
-
-
-def _ended_badly(view: View) -> dict[str, Outcome]:
-    outcomes = view.state.outcomes.items()
-    return {item: outcome for item, outcome in outcomes if outcome.status == "quarantined"}
-
-
-def _current_names(view: View) -> Iterator[Name]:
-    """The names that stand, less those of items in quarantine."""
-    quarantined, state = _ended_badly(view), view.state
-    return (n for n in standing(state.names, state.items) if n.item not in quarantined)
-
-
-def _quarantined(view: View) -> Iterator[tuple[Name, int | None, str]]:
-    """Yields (name, crop, reason); not of a video whose file has been mended since."""
-    items, complete = view.state.items, set()
-    for name in _current_names(view):
-        if _state(view, name) == "complete":
-            complete |= {(name.video_id, _frames_wanted(items[name.item])), (name.video_id, None)}
-    for key, outcome in _ended_badly(view).items():
-        wanted = _frames_wanted(items[key]) if key in items else None
-        # A source that was never opened has no name; one that was replaced has no standing one.
-        names = [name for name in standing(view.state.names, items) if name.item == key]
-        for name in names if key in items else [Name(outcome.video_id, key)]:
-            if (name.video_id, wanted) not in complete:
-                yield name, items[key].draw if key in items else None, outcome.reason
+    def quarantined(self) -> Iterator[tuple[Name, int | None, str]]:
+        """Yields (name, crop, reason); not of a video whose file has been mended since."""
+        bad, items = self._state.outcomes.quarantined, self._state.items
+        if not bad:
+            return
+        mended: set[tuple[str, str | None]] = set()
+        for name in self.complete:
+            mended |= {(name.video_id, _frames_wanted(items[name.item])), (name.video_id, None)}
+        standing_names: dict[str, list[Name]] = {}
+        for name in self._every:
+            standing_names.setdefault(name.item, []).append(name)
+        for key, outcome in bad.items():
+            wanted = _frames_wanted(items[key]) if key in items else None
+            # A source that was never opened has no name; one that was replaced no standing one.
+            names = [Name(outcome.video_id, key)]
+            for name in standing_names.get(key, []) if key in items else names:
+                if (name.video_id, wanted) not in mended:
+                    yield name, items[key].draw if key in items else None, outcome.reason
 
 
 def _frames_wanted(item: Item) -> str:

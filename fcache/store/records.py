@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from fcache.store.identity import canonical
 from fcache.store.layout import SHARD_ROWS, Bucket
@@ -86,17 +86,9 @@ class Item(ItemRequest):
         for frame in range(0, end, SHARD_ROWS):
             yield frame, self.row_of(frame) // SHARD_ROWS
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads back; what most items lack is left out."""
-        # Not by asdict, which copies every value: a set of images has 100,000 of them.
-        content = {name: getattr(self, name) for name in _ITEM_FIELDS}
-        usual = (None, False, ())
-        kept = {k: v for k, v in content.items() if not any(v is one for one in usual)}
-        return {**kept, "bucket": self.bucket.name}
-
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Reads ``to_json``."""
+        """Reads an item as the first versions of the journal had it: an object with its fields."""
         pairs = {
             name: tuple((int(first), int(second)) for first, second in content.get(name, ()))
             for name in ("extents", "borrowed")
@@ -104,11 +96,7 @@ class Item(ItemRequest):
         return cls(**{**content, "bucket": Bucket.parse(content["bucket"]), **pairs})
 
 
-_ITEM_FIELDS = tuple(Item.__dataclass_fields__)
-
-
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A video id that stands for an item, as some manifest called it."""
 
     video_id: str
@@ -119,9 +107,13 @@ class Name:
 def standing(names: Iterable[Name], items: Mapping[str, Item]) -> list[Name]:
     """The names that stand: of a video's contents under one selection and draw, the last said."""
     last = {}
+    spelt: dict[int, bytes] = {}  # many items share a selection, as an object too
     for name in names:
         item = items[name.item]
-        last[name.video_id, canonical(item.selection), item.draw] = name
+        selection = spelt.get(id(item.selection))
+        if selection is None:
+            selection = spelt[id(item.selection)] = canonical(item.selection)
+        last[name.video_id, selection, item.draw] = name
     return list(last.values())
 
 

@@ -166,19 +166,18 @@ class _Marks:
     """Short names for committed files: other content, or another commit, gives another mark."""
 
     def __init__(self, state: ViewState) -> None:
-        self._table = table = state.tables.shards
-        names = (table[name].to_pylist() for name in ("bucket", "array", "shard"))
-        self._rows = {key: row for row, key in enumerate(zip(*names, strict=True))}
+        self._table, self._shards = state.tables.shards, state.shards
 
     def of(self, key: ShardKey) -> bytes:
-        values = (self._value(key, name) for name in ("size_bytes", "index_crc", "provenance"))
+        columns = ("size_bytes", "index_crc", "provenance", "committed_s")
+        values = (self._value(key, name) for name in columns)
         return blake2b(repr((key, *values)).encode(), digest_size=_MARK_BYTES).digest()
 
     def size_bytes(self, key: ShardKey) -> int:
         return int(self._value(key, "size_bytes"))
 
     def _value(self, key: ShardKey, column: str) -> Any:  # noqa: ANN401 - as the column is
-        return self._table[column][self._rows[key]].as_py()
+        return self._table[column][self._shards.row(key)].as_py()
 
 
 def _load(index: Path) -> dict[str, Any] | None:

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import Item, Name, Outcome
 from fcache.store.tables import ShardTable, Tables
+
+
+class Outcomes(Mapping[str, Outcome]):
+    """How items ended, by item; an item without an outcome is unfinished.
+
+    Args:
+        done: Number of frames of the items all of whose frames are known.
+        quarantined: Items that cannot be used; they count as nothing else.
+    """
+
+    def __init__(self, done: Mapping[str, int], quarantined: Mapping[str, Outcome]) -> None:
+        self.quarantined = quarantined
+        self._done = done
+
+    def __getitem__(self, item: str) -> Outcome:
+        outcome = self.quarantined.get(item)
+        return outcome or Outcome(item, "done", self._done[item])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.quarantined
+        yield from (item for item in self._done if item not in self.quarantined)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def num_frames(self, item: str) -> int | None:
+        """Own frames of an item that is done; None of any other."""
+        return self._done.get(item) if item not in self.quarantined else None
 
 
 @dataclass(slots=True)
@@ -26,7 +55,7 @@ class ViewState:
     names: list[Name]
     tables: Tables
     shards: ShardTable
-    outcomes: dict[str, Outcome]
+    outcomes: Outcomes
     generation: int
 
     def missing(self, item: Item, array: str) -> list[tuple[int, int]]:
@@ -36,19 +65,17 @@ class ViewState:
             item: Which item.
             array: Any array of the view; a row group is committed whole.
         """
-        done = self.is_done(item)
-        num_frames = self.outcomes[item.item].num_frames if done else None
+        num_frames = self.outcomes.num_frames(item.item)
         name = item.bucket.name
         return [
             (frame, shard)
             for frame, shard in item.shards(num_frames)
-            if (name, array, shard) not in self.shards or (item.packed and not done)
+            if (name, array, shard) not in self.shards or (item.packed and num_frames is None)
         ]
 
     def is_done(self, item: Item) -> bool:
         """Whether the number of the item's own frames is known, and none of them impossible."""
-        outcome = self.outcomes.get(item.item)
-        return outcome is not None and outcome.status == "done"
+        return self.outcomes.num_frames(item.item) is not None
 
     def is_left_out(self, item: Item, array: str) -> bool:
         """Whether the shard of an image was committed without it, so that it needs a new row."""
@@ -58,11 +85,15 @@ class ViewState:
 
     def is_complete(self, item: Item, array: str) -> bool:
         """Whether every frame of an item can be read, the borrowed ones too."""
-        return (
-            self.is_done(item)
-            and not self.missing(item, array)
-            and all(
-                (item.bucket.name, array, shard) in self.shards
-                for shard in {row // SHARD_ROWS for _, row in item.borrowed}
-            )
-        )
+        left, name = self.outcomes.num_frames(item.item), item.bucket.name
+        if left is None:
+            return False
+        for first, rows in item.extents:
+            shard, end = first // SHARD_ROWS, first + min(rows, left)
+            if left > 0 and not self.shards.holds(name, array, shard, -(-end // SHARD_ROWS)):
+                return False
+            left -= rows
+        if left > 0:
+            return False
+        lent = {row // SHARD_ROWS for _, row in item.borrowed} if item.borrowed else ()
+        return all((name, array, shard) in self.shards for shard in lent)

@@ -266,7 +266,8 @@ def test_packed_images_stay_packed(tmp_path: Path) -> None:
     assert_same_frames(view, before)
     assert_sound(view)
     assert len(list((tmp_path / "copy").rglob("tokens/c/*"))) == 2
-    assert view.frames("007").sha256 == before.frames("007").sha256
+    one, other = (view.catalogue.sha256(view.frames("007")) for view in (view, before))
+    assert one == other
     extract(sorted(write_frames(tmp_path / "more", 3, seed=1).iterdir()), tmp_path / "cache")
     again, summary = copy(tmp_path / "cache", tmp_path / "copy", "int8")
     assert (again.key, summary.num_frames) == (view.key, 3)

@@ -15,6 +15,8 @@ from fcache.cache import open_cache
 from fcache.errors import CacheError
 from fcache.extract import job
 from fcache.extract.request import plan_request, read_request
+from fcache.manifest import Manifest, Video
+from fcache.sources.content import content_hash
 from fcache.store.index import ViewIndex
 from fcache.store.inspect import list_videos, summarise
 from fcache.store.verify import check_metadata, check_shards, unfinished
@@ -175,6 +177,18 @@ def assert_whole(cache: Path, source: Path, kind: str, lengths: dict[str, int]) 
         )
     assert found == lengths
     assert_sound(cache)
+
+
+def test_a_promise_of_fewer_frames_than_are_there_does_not_end_the_video(tmp_path: Path) -> None:
+    path, cache = make_source("video", tmp_path), tmp_path / "cache"
+    video = Video(
+        id="v", path=str(path), kind="video", sha256=content_hash(path, "video"),
+        num_frames=5, height=48, width=64,
+    )  # fmt: skip
+    Manifest(name="m", videos=(video,)).write(tmp_path / "m.toml")
+    extract(tmp_path / "m.toml", cache, stride=3)
+    assert extract(tmp_path / "m.toml", cache).num_frames == 33
+    assert_whole(cache, path, "video", {"": 50, "stride": 17})
 
 
 def test_a_selection_by_time_of_a_video_is_computed(tmp_path: Path) -> None:

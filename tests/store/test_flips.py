@@ -142,7 +142,7 @@ class Truth:
 
     def is_read(self, flip: Flip) -> bool:
         """Whether anybody reads the byte: not in a gap between chunks, nor in tables put by."""
-        if flip.name.endswith(".parquet"):
+        if "/tables/" in flip.name:
             return flip.name in self._in_force
         return any(flip.offset in span for span in self._read.get(flip.name, [range(1 << 60)]))
 
@@ -164,7 +164,7 @@ class Truth:
                 self.groups[one] = (key, bucket, shard)
             end = range(record.size_bytes - 16 * spec.shard_chunks - 4, record.size_bytes)
             self._read[name] = [end, *(range(at, at + size) for _, at, size, _ in record.chunks)]
-        for frame in state.tables.frames.to_pylist():
+        for frame in state.tables.frames.table().to_pylist():
             self.num_frames[key, frame["bucket"], frame["row"] // SHARD_ROWS] += 1
 
 
@@ -178,12 +178,16 @@ def rows_of(cache: Path) -> list[Any]:
     found = []
     for view in open_cache(cache).views:
         state = view.index.load()
-        shards = state.tables.shards.to_pylist()
+        frames, shards = (t.table().to_pylist() for t in (state.tables.frames, state.tables.shards))
+        records = []
         for row in shards:
+            told = {}
             for column, passing in PASSING.items():
                 held = json.loads(row[column])
-                row[column] = {name: held[name] for name in held if name not in passing}
-        rows = [state.tables.frames.to_pylist(), shards, state.tables.ended.to_pylist()]
+                told[column] = {name: held[name] for name in held if name not in passing}
+            key = row["bucket"], row["array"], row["shard"]
+            records.append((key, state.shards.record(key), row["num_frames"], told))
+        rows = [frames, records, state.tables.ended.items()]
         found.append([sorted(kind, key=repr) for kind in rows])
     return found
 

@@ -48,6 +48,7 @@ def test_every_record_that_nothing_else_could_restore_has_a_copy(index: ViewInde
         "index/items/000000.json",
         "index/items/000001.json",
         "index/manifests/000000.json",
+        "index/tables/chunks.000001.npy",
         *(f"index/tables/{kind}.000001.parquet" for kind in ("frames", "shards", "ended")),
     }
     assert conditions(index) == {"whole"}
@@ -96,7 +97,7 @@ def test_two_damaged_copies_are_beyond_repair_and_said_to_be(index: ViewIndex, k
 def test_cache_of_before_there_were_copies_gets_them_at_the_next_write(index: ViewIndex) -> None:
     before = contents(index.folder.parent)
     shutil.rmtree(index.index / MIRROR)
-    assert check_copies(index.index) == ([], 8)
+    assert check_copies(index.index) == ([], 9)
     assert check(index.folder.parent) == []
     index.reserve([], [])
     assert check_copies(index.index) == ([], 0)
@@ -125,8 +126,9 @@ def test_copies_of_tables_go_with_them(index: ViewIndex) -> None:
     for number in range(3):
         index.end(Outcome(f"{number:024d}", "done", 1))
         index.fold()
-    held = {path.name.split(".")[1] for path in (index.index / MIRROR / "tables").iterdir()}
-    assert held == {"000004"}
+    held = {path.name for path in (index.index / MIRROR / "tables").iterdir()}
+    parquet = (f"{kind}.000004.parquet" for kind in ("frames", "shards", "ended"))
+    assert held == {"chunks.000002.npy", *parquet}
     assert conditions(index) == {"whole"}
 
 

@@ -59,7 +59,7 @@ class Made:
             record = writer.finish()
             writer.publish()
             parts.append(Part(BUCKET, shard, {self.spec.name: record}, frames=()))
-        return ShardTable(Tables.of_parts(parts).shards)
+        return Tables.of_parts(parts).shard_table()
 
     def path(self, shard: int) -> Path:
         return self.folder / BUCKET.name / self.spec.shard_path(shard)

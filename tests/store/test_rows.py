@@ -112,7 +112,4 @@ def test_items_of_every_kind_read_back_as_they_were_written(index: ViewIndex) ->
         replace(request("x", 0), borrowed=((0, 17), (2, 19)), selection={"stride": 2}),
     )
     for item in made:
-        assert Item.from_json(item.to_json()) == item
         assert index.load().items[item.item] == item
-    assert "draw" in made[2].to_json()
-    assert not {"draw", "packed", "borrowed"} & made[1].to_json().keys()

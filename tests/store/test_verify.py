@@ -80,7 +80,7 @@ def shard_file(index: ViewIndex, array: int, shard: int) -> Path:
 
 def is_read(index: ViewIndex, path: Path, offset: int) -> bool:
     """Whether a byte means anything: not in a gap between chunks, nor in tables put by."""
-    if path.suffix == ".parquet":
+    if path.parent.name == "tables":
         return path.name in {table.name for table in Current.read(index.index).tables.values()}
     if "c" not in path.relative_to(index.folder.parent).parts:
         return True
@@ -127,6 +127,7 @@ KINDS = {
     "commit record": lambda index: next((index.index / "parts").glob("*/*.json")),
     "frames table": lambda index: index.index / "tables" / "frames.000001.parquet",
     "shards table": lambda index: index.index / "tables" / "shards.000001.parquet",
+    "chunk records": lambda index: index.index / "tables" / "chunks.000001.npy",
     "ended table": lambda index: index.index / "tables" / "ended.000001.parquet",
     "CURRENT": lambda index: index.index / "CURRENT",
     "quarantine": lambda index: index.index / "quarantine" / "broken.json",
