@@ -113,7 +113,7 @@ class Prefetch:
                 return
             if self._hashes(member) is not None:
                 try:
-                    (frame,) = decode(member.source.path, "image", Selection())
+                    (frame,) = decode(member.source.path, "image", self._selection)
                     assert frame is not None
                     self._put(member.item, 0, frame, member.sha256)
                 except SourceError as error:

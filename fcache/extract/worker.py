@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +32,7 @@ from fcache.sources.content import HashMemo
 from fcache.sources.versions import decoder_versions
 from fcache.store.claims import Claims
 from fcache.store.index import ViewIndex
-from fcache.store.records import Outcome
+from fcache.store.records import Item, Outcome
 
 Status = Literal["done", "quarantined", "busy", "stopped", "failed"]
 
@@ -168,9 +168,8 @@ class _TaskRun:
                 num_ended += 1
             elif shards.opens(event[0]) and self._settings.stop_file.exists():
                 shards.commit()
-                for run in self._task.runs[num_ended:]:
-                    for member in run.members:
-                        self._results[member.item.item].status = "stopped"
+                left = (member for run in self._task.runs[num_ended:] for member in run.members)
+                self._put_off((member.item for member in left), "stopped")
                 return
             else:
                 self._compute(event, shards)
@@ -184,8 +183,7 @@ class _TaskRun:
                 shards.put(part, produced, places)
         else:
             # Held by another job, or committed by it, perhaps without these frames.
-            for drawn in batch:
-                self._results[drawn.item.item].status = "busy"
+            self._put_off((drawn.item for drawn in batch), "busy")
 
     def _produce(
         self, batch: list[Drawn], shards: ShardSequence
@@ -225,8 +223,14 @@ class _TaskRun:
             shards.end_video(end.run, end.num_frames)
         else:
             shards.commit()
-        for member in end.run.members if end.busy else ():
-            self._results[member.item.item].status = "busy"
+        if end.busy:
+            self._put_off((member.item for member in end.run.members), "busy")
+
+    def _put_off(self, items: Iterable[Item], status: Status) -> None:
+        """Says that items are to be looked at again; what is broken stays so."""
+        for result in (self._results[item.item] for item in items):
+            if result.status == "done":
+                result.status = status
 
     def _quarantine(self, result: TaskResult, reason: str) -> None:
         result.status, result.reason = "quarantined", reason

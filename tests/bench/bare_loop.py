@@ -99,12 +99,17 @@ class BareLoop:
         words: Settings, as ``fcache extract`` takes them.
         videos: What its frames are taken from.
         threads: Of the network.
+        gpu: Which of several it takes.
     """
 
-    def __init__(self, words: Sequence[str], videos: Sequence[Path], threads: int) -> None:
+    def __init__(
+        self, words: Sequence[str], videos: Sequence[Path], threads: int, gpu: int = 0
+    ) -> None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        name = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps([list(words), [str(v) for v in videos]])],
-            env={**os.environ, **worker_environment(threads)},
+            env={**os.environ, **worker_environment(threads), "CUDA_VISIBLE_DEVICES": name},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

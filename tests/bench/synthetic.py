@@ -2,7 +2,7 @@
 
 Videos are folders of frames, as in VIPSeg, so that every frame has a content hash. Each lies in one
 of a few sizes. Numbers are drawn from a seed. What a commit record would say is drawn as
-columns, since ten million frames would take minutes and gigabytes as objects; ``as_parts`` makes
+columns, since ten million frames would take minutes and gigabytes as objects; ``parts_of`` makes
 records of them where there are few.
 """
 
@@ -42,7 +42,6 @@ SETTINGS = [
 ]
 SIZES = ((720, 1280), (720, 1280), (720, 1280), (1080, 1920), (480, 854), (720, 406), (720, 960))
 NUM_WORKERS = 16
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,29 @@ class Size:
         return Manifest(name="synthetic", root="/nowhere", videos=tuple(videos))
 
 
+def make_cache(folder: Path, size: Size, *, as_parts: bool) -> None:
+    """Writes a manifest, a cache in which all of it is done, and the words that would extract it.
+
+    Args:
+        folder: Gets ``manifest.json``, ``cache`` and ``words``.
+        size: Of the cache.
+        as_parts: Whether everything is told by commit records; else it is folded.
+    """
+    index, items = make_view(folder, size)
+    tables = commit_everything(index, items, size)
+    if as_parts:
+        write_parts(index, parts_of(tables))
+    else:
+        tables.save(index.index, {item.item: item for item in items})
+
+
 def make_view(folder: Path, size: Size) -> tuple[ViewIndex, list[Item]]:
-    """Writes the manifest and a view with rows for all of it; nothing is committed yet."""
-    size.manifest().write(folder / MANIFEST)
-    request = read_request([f"manifest={folder / MANIFEST}", *SETTINGS])
+    """Writes a view with rows for everything and nothing committed; returns it and its items."""
+    path = folder / "manifest.json"
+    size.manifest().write(path)
+    words = [f"manifest={path}", *SETTINGS]
+    (folder / "words").write_text("\n".join(words))
+    request = read_request(words)
     plan, manifest = plan_request(request, folder / "cache", trust_manifest=True)
     create_root(plan.cache)
     recipe = request.config.model_dump(mode="json")
@@ -151,7 +169,7 @@ def commit_everything(index: ViewIndex, items: list[Item], size: Size) -> Tables
     )
 
 
-def as_parts(tables: Tables) -> Iterator[Part]:
+def parts_of(tables: Tables) -> Iterator[Part]:
     """Yields tables as the commit records that they could have been folded from."""
     shards = tables.shard_table()
     frames: dict[tuple[str, int], list[FrameRecord]] = {}

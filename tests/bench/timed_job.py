@@ -96,8 +96,10 @@ def extract(videos: Sequence[Path], cache: Path, words: Sequence[str]) -> TimedJ
     plan, manifest = plan_request(request, cache)
     job = TimedJob(request.config.workers)
     run_job(plan, manifest, request.config, scheduler="local", report=job.hear)
-    for row in open_cache(cache).view().index.load().tables.shards.to_pylist():
-        job.makers[row["bucket"], row["shard"]] = json.loads(row["provenance"])["pid"]
+    shards = open_cache(cache).view().index.load().tables.shards
+    columns = (shards[name].to_pylist() for name in ("bucket", "shard", "provenance"))
+    for bucket, shard, provenance in zip(*columns, strict=True):
+        job.makers[bucket, shard] = json.loads(provenance)["pid"]
     return job
 
 

@@ -105,7 +105,7 @@ def test_stored_bits_are_those_of_a_direct_call_quantised(
 
 def shard_stats(view) -> tuple[list[str], list[int]]:
     """The stats and number of each shard of the array of features."""
-    table = view.state.tables.shards.to_pylist()
+    table = view.state.tables.shards.table().to_pylist()
     mine = [row for row in table if row["array"] == view.index.feature_array]
     return [row["stats"] for row in mine], [row["shard"] for row in mine]
 

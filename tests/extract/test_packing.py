@@ -333,6 +333,14 @@ def commit_first(index: ViewIndex, alone) -> None:
         group.commit({item.item: 1}, {})
 
 
+def test_a_selection_by_time_has_no_meaning_for_an_image(tmp_path: Path) -> None:
+    source = make_images(tmp_path / "set", NAMES[:2])
+    summary = extract(source, tmp_path / "cache", fps=5)
+    assert list(summary.quarantined) == NAMES[:2]
+    assert "an image has no timestamps" in summary.quarantined["i00"]
+    assert extract(source, tmp_path / "cache", stride=5, max_frames=2).num_frames == 2
+
+
 def test_two_images_of_one_content_are_one_row_under_two_names(tmp_path: Path) -> None:
     folder, cache = tmp_path / "set", tmp_path / "cache"
     source = make_images(folder, NAMES[:3])

@@ -40,7 +40,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 def records(cache: Path) -> list[dict[str, Any]]:
     """What every row group says it was made with, in the order they were committed."""
     view = open_cache(cache).view()
-    table = view.state.tables.shards.to_pylist()
+    table = view.state.tables.shards.table().to_pylist()
     found = [json.loads(row["provenance"]) for row in table if row["array"] == "tokens"]
     return sorted(found, key=lambda record: record["committed_s"])
 

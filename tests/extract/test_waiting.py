@@ -17,7 +17,7 @@ from fcache.store.claims import Claims
 from fcache.store.index import ViewIndex
 from fcache.store.layout import Bucket
 from fcache.store.verify import unfinished
-from tests.extract.images import make_images
+from tests.extract.images import make_image, make_images
 from tests.extract.making import assert_same, expected, make_video, plan_of, stored, words
 from tests.extract.running import wait_until
 
@@ -113,6 +113,23 @@ def test_what_is_open_is_computed_once_while_the_rest_is_waited_for(
     assert running.result().num_frames == 40
     assert opened == [source] * 2
     assert_same(stored(cache, "v"), expected(source))
+
+
+def test_a_source_that_is_broken_is_said_to_be_whatever_else_is_waited_for(
+    tmp_path: Path, opened: list[Path]
+) -> None:
+    (folder := tmp_path / "v").mkdir()
+    for number in range(40):
+        make_image(folder / f"{number:03d}.png")
+    data = (folder / "005.png").read_bytes()
+    (folder / "005.png").write_bytes(data[: len(data) // 2])
+    index = reserve_only(folder, tmp_path / "cache")
+    with Claims(index.index) as other:
+        assert other.take(BUCKET.name, 2)
+        summary = Running(folder, tmp_path / "cache").result()
+    assert list(summary.quarantined) == ["v"]
+    assert "005.png" in summary.quarantined["v"]
+    assert opened == [folder]
 
 
 def test_images_whose_shard_another_job_writes_are_not_opened(
