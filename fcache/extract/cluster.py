@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
-from fcache.errors import ConfigError
+from fcache.errors import ConfigError, FcacheError
 from fcache.extract.executors import DaskExecutor, Executor, InlineExecutor, quiet_logs
 from fcache.extract.slurm import slurm_executor
 
@@ -25,6 +26,8 @@ QUIET = {
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.worker.profile.enabled": False,
     "distributed.scheduler.active-memory-manager.start": False,
+    # A worker that is not back by then is given up for good; to start one can take minutes.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
 }
 CONNECT_S = 15
 
@@ -96,7 +99,20 @@ def _local(workers: int, device: str, retries: int) -> Iterator[Executor]:
         with _without_interrupts():
             cluster = SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
         with cluster, Client(cluster) as client:
-            yield DaskExecutor(client, "local", retries)
+            yield DaskExecutor(client, "local", retries, lambda: _why_none(cluster))
+
+
+def _why_none(cluster: Any) -> FcacheError | None:  # noqa: ANN401 - dask has no types
+    """Says that no worker will come back, if so."""
+    from distributed import Status
+
+    ended = {Status.closing, Status.closed, Status.failed}
+    if any(nanny.status not in ended for nanny in cluster.workers.values()):
+        return None
+    return FcacheError(
+        "the workers died and do not start again. Every committed shard is kept. "
+        "--scheduler inline shows more."
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from fcache.errors import ConfigError, FcacheError
+from fcache.errors import FcacheError
 from fcache.extract.handout import Breakdown, Handout, Report, SchedulerWatch
 from fcache.extract.tasks import ShardTask
 from fcache.extract.worker import TaskResult, WorkerSettings, run_task
@@ -81,7 +81,7 @@ class DaskExecutor:
         client: A connected ``distributed.Client``.
         scheduler: What ``--scheduler`` says, for messages.
         retries: How often a task is tried again after an error.
-        refusals: Fills where the queue refuses the workers.
+        why_none: Asked while there is no worker; an error says that there will be none.
     """
 
     def __init__(
@@ -89,25 +89,20 @@ class DaskExecutor:
         client: Any,  # noqa: ANN401 - dask has no types
         scheduler: str,
         retries: int,
-        refusals: Sequence[str] = (),
+        why_none: Callable[[], FcacheError | None] = lambda: None,
     ) -> None:
         self._client = client
-        self._watch = SchedulerWatch(client, scheduler)
+        self._watch = SchedulerWatch(client, scheduler, why_none)
         self._retries = retries
-        self._refusals = refusals
 
     @property
     def num_workers(self) -> int:
         """Workers there are at this moment.
 
         Raises:
-            ConfigError: there will be none: the queue refuses them.
-            FcacheError: the scheduler is lost.
+            FcacheError: the scheduler is lost, or there will be no workers.
         """
-        count = self._watch.count()
-        if self._refusals and not count:
-            raise ConfigError(f"sbatch refuses the jobs: {self._refusals[0]}.")
-        return count
+        return self._watch.count()
 
     def run(
         self, tasks: Sequence[ShardTask], settings: WorkerSettings, report: Report

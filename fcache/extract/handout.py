@@ -136,15 +136,18 @@ class SchedulerWatch:
     Args:
         client: A connected ``distributed.Client``.
         name: What ``--scheduler`` says, for messages.
+        why_none: Asked while there is no worker; an error says that there will be none.
     """
 
     def __init__(
         self,
         client: Any,  # noqa: ANN401 - dask has no types
         name: str,
+        why_none: Callable[[], FcacheError | None],
     ) -> None:
         self._client = client
         self._name = name
+        self._why_none = why_none
         self._count = 0
         self._asked_s = -COUNT_S
         self._answered_s = self._staffed_s = time.monotonic()
@@ -159,7 +162,7 @@ class SchedulerWatch:
         """Returns how many workers there are, as far as is known.
 
         Raises:
-            FcacheError: the scheduler is lost.
+            FcacheError: the scheduler is lost, or there will be no workers.
         """
         if self._client.status in {"closing", "closed"}:
             raise self.lost()
@@ -172,13 +175,15 @@ class SchedulerWatch:
                     raise self.lost() from None
             else:
                 self._answered_s = time.monotonic()
+        if not self._count and (error := self._why_none()):
+            raise error
         return self._count
 
     def look(self, report: Report) -> int:
         """Returns how many workers are heard of, and tells where that keeps the job waiting.
 
         Raises:
-            FcacheError: the scheduler is lost.
+            FcacheError: the scheduler is lost, or there will be no workers.
         """
         now = time.monotonic()
         if not self.is_connected or not self._count or now - self._asked_s >= COUNT_S:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fcache.errors import ConfigError
+from fcache.errors import ConfigError, FcacheError
 from fcache.extract.executors import DaskExecutor, Executor, quiet_logs
 
 
@@ -60,7 +60,11 @@ def slurm_executor(
             raise ConfigError(f"'{file}' does not describe a SLURMCluster: {reason}") from None
         with cluster, Client(cluster) as client:
             cluster.scale(jobs=jobs)
-            yield DaskExecutor(client, f"slurm:{file}", retries, refusals)
+            yield DaskExecutor(client, f"slurm:{file}", retries, lambda: _why_none(refusals))
+
+
+def _why_none(refusals: Sequence[str]) -> FcacheError | None:
+    return ConfigError(f"sbatch refuses the jobs: {refusals[0]}.") if refusals else None
 
 
 def _exported(name: str, value: object) -> str:

@@ -18,7 +18,16 @@ import pytest
 from fcache.cache import open_cache
 from tests.extract.dask_running import dask_scheduler, dask_worker, kill
 from tests.extract.making import extract, make_videos, shard_files, shard_hashes, words
-from tests.extract.running import events, finish, is_at_work, kill_group, spoken, start, wait_until
+from tests.extract.running import (
+    events,
+    finish,
+    is_at_work,
+    kill_group,
+    spoken,
+    start,
+    wait_until,
+    workers_of,
+)
 
 SLOW = pytest.mark.skipif(
     int(os.environ.get("FCACHE_TEST_KILLS", "5")) <= 5,
@@ -235,6 +244,62 @@ def test_a_job_without_workers_says_that_it_waits(
             code, _, err = finish(process)
     assert (code, spoken(err)) == (0, []), err
     assert committed(cache) == wanted
+
+
+PRELOAD = """
+import time
+from pathlib import Path
+
+if Path({flag!r}).exists():
+    {then}
+"""
+
+
+def local_job(videos: Path, tmp_path: Path, then: str) -> tuple[subprocess.Popen[str], Path]:
+    """A job whose workers, once the flag is there, do something else than start."""
+    flag, preload = tmp_path / "flag", tmp_path / "preload.py"
+    preload.write_text(PRELOAD.format(flag=str(flag), then=then))
+    env = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload)}
+    return job(videos, tmp_path / "cache", **env), flag
+
+
+def test_a_local_worker_that_does_not_start_again_ends_the_job(
+    videos: Path, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    process, flag = local_job(videos, tmp_path, "raise OSError('the driver is gone')")
+    wait_until(lambda: num_committed(tmp_path / "cache") > 0)
+    flag.touch()
+    for pid in workers_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    code, out, err = finish(process, 60)
+    assert (code, out) == (1, ""), err
+    (message,) = spoken(err)
+    assert "do not start again" in message
+
+
+def test_a_local_worker_that_cannot_start_at_all_is_one_message(
+    videos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "flag").touch()
+    process, _ = local_job(videos, tmp_path, "raise OSError('the driver is gone')")
+    code, out, err = finish(process, 60)
+    assert (code, out) == (1, ""), err
+    (message,) = spoken(err)
+    assert "the driver is gone" in message
+
+
+@SLOW
+def test_a_local_worker_may_take_long_to_start_again(
+    videos: Path, wanted: dict[str, str], tmp_path: Path
+) -> None:
+    process, flag = local_job(videos, tmp_path, "time.sleep(20)")  # dask gives up after 15
+    wait_until(lambda: num_committed(tmp_path / "cache") > 0)
+    flag.touch()
+    for pid in workers_of(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    code, _, err = finish(process)
+    assert (code, spoken(err)) == (0, []), err
+    assert committed(tmp_path / "cache") == wanted
 
 
 def test_a_video_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
