@@ -8,8 +8,8 @@ finished cache finds nothing to do.
     python tests/bench/bench_scale.py [--quick | --size NAME] [--rounds N] [--folder TEMPORARY]
 
 Sizes: ``vipseg`` (84,750 frames in 3,536 videos), ``large`` (10 million in 417,000; 6 GB of disk
-and memory, five minutes), ``long`` (10 million in 3,536). Limits for the last two are ten times those
-of the first.
+and memory, five minutes), ``long`` (10 million in 3,536). Limits for the last two are ten times
+those of the first.
 """
 
 from __future__ import annotations

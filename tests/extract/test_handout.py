@@ -284,6 +284,7 @@ def test_a_local_worker_that_cannot_start_at_all_is_one_message(
     process, _ = local_job(videos, tmp_path, "raise OSError('the driver is gone')")
     code, out, err = finish(process, 60)
     assert (code, out) == (1, ""), err
+    assert len(spoken(err)) == 1, err
     (message,) = spoken(err)
     assert "the driver is gone" in message
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from fcache.cache import open_cache
 from fcache.extract import producer, worker
+from fcache.store.commits import last_commits
 from fcache.store.inspect import origins
 from tests.extract.images import make_images
 from tests.extract.making import assert_same, extract, make_videos, shard_hashes, stored
@@ -39,10 +39,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 
 def records(cache: Path) -> list[dict[str, Any]]:
     """What every row group says it was made with, in the order they were committed."""
-    view = open_cache(cache).view()
-    table = view.state.tables.shards.table().to_pylist()
-    found = [json.loads(row["provenance"]) for row in table if row["array"] == "tokens"]
-    return sorted(found, key=lambda record: record["committed_s"])
+    tables = open_cache(cache).view().state.tables
+    return [commit.provenance for commit in last_commits(tables, 99)]
 
 
 def warnings(events: list[dict[str, Any]]) -> list[dict[str, list[str]]]:
