@@ -96,10 +96,23 @@ def _local(workers: int, device: str, retries: int) -> Iterator[Executor]:
     served = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     scheduler = {"cls": Scheduler, "options": served}
     with quiet_logs(), dask.config.set(QUIET):
-        with _without_interrupts():
-            cluster = SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL)
+        try:
+            with _without_interrupts():
+                cluster = SpecCluster(
+                    workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL
+                )
+        except RuntimeError as error:
+            raise FcacheError(
+                f"a worker does not start: {_first_cause(error)}; --scheduler inline shows more."
+            ) from None
         with cluster, Client(cluster) as client:
             yield DaskExecutor(client, "local", retries, lambda: _why_none(cluster))
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _why_none(cluster: Any) -> FcacheError | None:  # noqa: ANN401 - dask has no types
