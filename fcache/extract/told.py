@@ -34,10 +34,15 @@ def stored_errors(view: View, stats: Stats) -> list[dict[str, float]]:
     return described
 
 
-def spent_seconds(stats: Stats) -> dict[str, float]:
-    """Returns the seconds that those who wrote the view spent on what, all together."""
+def spent_seconds(stats: Stats, share: float = 1.0) -> dict[str, float]:
+    """Returns the seconds that those who wrote the view spent on what, all together.
+
+    Args:
+        stats: What row groups of the view tell.
+        share: Which share of all row groups these are; the others are taken to be alike.
+    """
     total: dict[str, float] = {}
     for told in stats:
         for name, seconds in told.get("seconds", {}).items():
             total[name] = total.get(name, 0.0) + seconds
-    return {name: round(seconds, 3) for name, seconds in total.items()}
+    return {name: round(seconds / share, 3) for name, seconds in total.items()}

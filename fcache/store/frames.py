@@ -151,9 +151,9 @@ class FrameTable:
         codes, buckets = table.encoded("bucket")
         self._first_keys = {name: code << _ROW_BITS for code, name in enumerate(buckets)}
         keys = (codes.astype(np.int64) << _ROW_BITS) + table.array("row")
-        # Each job has added a run that is in order. Where the keys lie in the table is `_order`.
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        # Where the keys lie in the table: a job has added a run that is in order.
+        self._order = np.argsort(keys, kind="stable") if (keys[1:] < keys[:-1]).any() else None
+        self._keys = keys if self._order is None else keys[self._order]
         self._source_index = table.array("source_index")
         self._timed = np.asarray(table["pts_us"].is_valid())
         self._pts_us = np.asarray(table["pts_us"].fill_null(0))
@@ -169,7 +169,7 @@ class FrameTable:
             num_own: Only so many of its own frames.
         """
         keys, source_index = self._of(item, num_own)
-        places = self._order[keys]
+        places = self._places(keys)
         rows = self._keys[keys] & ((1 << _ROW_BITS) - 1)
         return [
             StoredFrame(row, self._names[name], index, pts if timed else None)
@@ -186,16 +186,21 @@ class FrameTable:
     def extent(self, item: Item, num_own: int) -> tuple[int, int | None]:
         """Returns how many frames an item has, and the time of the last, microseconds."""
         keys, _ = self._of(item, num_own)
-        last = self._order[keys[-1]] if len(keys) else -1
-        return len(keys), int(self._pts_us[last]) if len(keys) and self._timed[last] else None
+        last = self._places(keys[-1:])
+        end_us = int(self._pts_us[last[0]]) if self._timed[last].any() else None
+        return len(keys), end_us
 
     def sha256(self, bucket: Bucket, rows: Iterable[int]) -> tuple[str | None, ...]:
         """Content of the file of the frame in each row; None where it has no file of its own."""
         if self._sha256 is None:
             self._sha256 = _Texts(self._table["sha256"])
         texts, keys = self._sha256, self._find(bucket, list(rows))
-        places = np.where(keys >= 0, self._order[keys], -1).tolist()
+        places = np.where(keys >= 0, self._places(keys), -1).tolist()
         return tuple(texts[place] or None if place >= 0 else None for place in places)
+
+    def _places(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where in the table the frames lie that are found among the keys."""
+        return keys if self._order is None else self._order[keys]
 
     def _of(
         self, item: Item, num_own: int | None
@@ -207,7 +212,7 @@ class FrameTable:
             for first, rows in item.extents
         ]
         keys = np.concatenate([*runs, np.zeros(0, np.int64)])[:num_own]
-        source_index = self._source_index[self._order[keys]].astype(np.int64)
+        source_index = self._source_index[self._places(keys)].astype(np.int64)
         if item.borrowed:
             theirs, rows = np.array(item.borrowed, np.int64).T
             lent = self._find(item.bucket, rows)
@@ -223,7 +228,8 @@ class FrameTable:
         """Where the frames of rows lie among the keys, -1 for rows that hold none."""
         wanted = self._first_keys.get(bucket.name, -1 << _ROW_BITS) + np.asarray(rows, np.int64)
         found = np.searchsorted(self._keys, wanted)
-        there = np.append(self._keys, -1)[found] == wanted
+        there = found < len(self._keys)
+        there[there] = self._keys[found[there]] == wanted[there]
         return np.where(there, found, -1)
 
 
