@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fcache.config import ExtractConfig
@@ -20,6 +16,7 @@ from fcache.extract.cluster import open_executor
 from fcache.extract.executors import Executor
 from fcache.extract.plan import ExtractPlan
 from fcache.extract.producer import ProducerSettings
+from fcache.extract.stopping import stoppable
 from fcache.extract.tasks import ShardTask, make_tasks
 from fcache.extract.worker import TaskResult, WorkerSettings
 from fcache.manifest import Manifest
@@ -93,7 +90,7 @@ def run_job(
     job = _Job(plan, index, config, report)
     try:
         if any(True for _ in plan.todo()):
-            with _stoppable(job.settings.stop_file, report):
+            with stoppable(job.settings.stop_file, report):
                 job.work(scheduler)
     except BaseException:
         with suppress(FcacheError, OSError):  # what stopped the job is what is told
@@ -272,34 +269,3 @@ class _Job:
             f"stopped after {self.summary.num_frames:,} frames; every committed shard is kept. "
             "The same command goes on from there."
         )
-
-
-@contextmanager
-def _stoppable(stop_file: Path, report: Report) -> Iterator[None]:
-    """Ctrl-C once: workers finish the shard at hand. Twice: at once. Nothing committed is lost."""
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop_file.exists():
-            raise KeyboardInterrupt
-        stop_file.touch()
-        report({"event": "stopping"})
-
-    stop_file.parent.mkdir(parents=True, exist_ok=True)
-    stop_file.unlink(missing_ok=True)  # a killed job of the same process id may have left it
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
-    try:
-        yield
-    except InterruptedJobError:
-        stop_file.unlink(missing_ok=True)
-        raise
-    except BaseException:
-        # It stays until a sweep: workers of a scheduler that lives on stop at their next shard.
-        with suppress(OSError):
-            stop_file.touch()
-        raise
-    else:
-        stop_file.unlink(missing_ok=True)
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
