@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fcache.config import Settings, StoredDtype, resolve, split_overrides
 from fcache.errors import CacheError, ConfigError, FeatureError, NoSpaceError
 from fcache.extract.calibrate import Calibration
 from fcache.extract.copy_rows import CopyRows
+from fcache.extract.disk import free_bytes
 from fcache.store.cache import StoreCache, View
 from fcache.store.identity import view_key
 from fcache.store.index import ViewIndex
@@ -162,7 +162,7 @@ def plan_copy(source: View, cache: Path, dtype: str) -> CopyPlan:
         rows=rows,
         left_out={"partial": row.partial, "quarantined": row.quarantined},
         sizes=sizes,
-        free_bytes=_free_bytes(cache),
+        free_bytes=free_bytes(cache),
     )
 
 
@@ -205,9 +205,3 @@ def _made_before(cache: Path, identity: Mapping[str, Any]) -> ViewIndex | None:
 def _calibration_of(index: ViewIndex) -> Calibration | None:
     record = index.attributes.get("calibration")
     return Calibration.from_json(record) if record else None
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -23,6 +23,13 @@ class DiskSpeed:
     reason: str = ""
 
 
+def free_bytes(path: Path) -> int:
+    """Returns the free bytes of the disk a path lies on, or will lie on once it is made."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def measure_disk(path: Path) -> DiskSpeed:
     """Returns how fast the disk below a path takes data, from writing for up to two seconds.
 

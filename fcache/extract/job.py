@@ -144,6 +144,7 @@ class _Job:
             ),
             selection=config.selection,
             batch=config.batch,
+            mix=config.mix,
             stop_file=(
                 index.index.absolute() / "claims" / f"{socket.gethostname()}.{os.getpid()}.stop"
             ),
@@ -200,7 +201,8 @@ class _Job:
         if left_out:
             self._index.renew(left_out)
             state = self._index.load()
-        return make_tasks(left, state, self._index.feature_array, max(1, num_workers))
+        together = self._config.batch if self._config.mix else 1
+        return make_tasks(left, state, self._index.feature_array, max(1, num_workers), together)
 
     def _await_workers(self, executor: Executor, scheduler: str) -> None:
         if not executor.num_workers:

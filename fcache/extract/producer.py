@@ -50,6 +50,20 @@ class Producer(Protocol):
         """Computes the stage outputs of a batch."""
         ...
 
+    @property
+    def mixed_provenance(self) -> dict[str, Any]:
+        """The same for ``produce_mixed``."""
+        ...
+
+    def produce_mixed(
+        self,
+        canvases: Sequence[npt.NDArray[np.uint8]],  # F of [H, W, 3], of any sizes
+        valid: Sides,
+        report: Report = ...,
+    ) -> list[Produced]:
+        """Computes the stage outputs of frames of different sizes together."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ProducerSettings:

@@ -86,6 +86,11 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
             f"{', '.join(splits) or 'none, since no split is known'}."
         )
     description = describe(config.backbone)
+    if config.mix and description.kind != "vit":
+        raise ConfigError(
+            f"mix=true: model='{config.model}' is a pyramid, whose layers look at neighbouring "
+            "tokens, so that it computes images of one size at a time; expected a plain ViT."
+        )
     sha256, _ = weights_hash(config.backbone)
     identity = view_identity(config, description, sha256)
     return ExtractRequest(config, manifest, tuple(sources), identity, tuple(listing.notes))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fcache.config import ExtractConfig
+from fcache.extract.disk import free_bytes
 from fcache.extract.look import Look, Looked
 from fcache.extract.pace import measured_pace
 from fcache.extract.plan import ExtractPlan, KnownSource, PlannedSource, Rejected
@@ -72,7 +72,7 @@ def make_plan(
         identity=identity,
         sources=tuple(one for planned in readable[:first] for one in planned),
         rejected=tuple(rejected),
-        free_bytes=_free_bytes(cache),
+        free_bytes=free_bytes(cache),
         cached_bytes=_cached_bytes(state) + (_other_bytes(cache, key) if config.max_bytes else 0),
         pace=measured_pace(state, ViewLayout.of(identity)),
     )
@@ -86,12 +86,6 @@ def _looked(
     together = [sources[i : i + size] for i in range(0, len(sources), size)]
     for found in pool.map(lambda few: [look(one) for one in few], together):
         yield from found
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def _cached_bytes(state: ViewState | None) -> int:

@@ -101,7 +101,11 @@ class ShardTask:
 
 
 def make_tasks(
-    todo: Iterable[PlannedSource], state: ViewState, array: str, num_workers: int = 1
+    todo: Iterable[PlannedSource],
+    state: ViewState,
+    array: str,
+    num_workers: int = 1,
+    together: int = 1,
 ) -> list[ShardTask]:
     """Cuts what is missing into tasks: long videos into several, short ones together.
 
@@ -110,6 +114,7 @@ def make_tasks(
         state: The view's bookkeeping.
         array: Any array of the view.
         num_workers: Workers to share the tasks.
+        together: Images that a task has at least, where there are so many.
     """
     todo = list(todo)
     num_missing = sum(len(state.missing(state.items[one.request.item], array)) for one in todo)
@@ -125,11 +130,12 @@ def make_tasks(
             runs += _video_runs(planned, item, state, array, max(TASK_SHARDS, share))
     runs += [
         ImageRun(tuple(sorted(members, key=lambda member: member.item.row_of(0))))
-        for _, members in sorted(images.items())
+        # Shards of few images stand side by side, for those who compute them together.
+        for _, members in sorted(images.items(), key=lambda shard: (-len(shard[1]), shard[0]))
     ]
     return [
         ShardTask(tuple(bundle), state.generation)
-        for bundle in _bundles(runs, min(BUNDLE_SHARDS, max(1, share)))
+        for bundle in _bundles(runs, min(BUNDLE_SHARDS, max(1, share)), together)
     ]
 
 
@@ -152,15 +158,20 @@ def _video_runs(
     ]
 
 
-def _bundles(runs: Sequence[Run], size: int) -> Iterator[list[Run]]:
-    """Groups runs in order, at most ``size`` shards to a group that holds several."""
+def _bundles(runs: Sequence[Run], size: int, together: int) -> Iterator[list[Run]]:
+    """Groups runs in order, at most ``size`` shards to a group that holds several.
+
+    A group of images goes on until it has ``together``.
+    """
     bundle: list[Run] = []
-    held = 0
+    held = num_images = 0
     for run in runs:
-        if bundle and held + run.num_shards > size:
+        lacks = isinstance(run, ImageRun) and 0 < num_images < together
+        if bundle and not lacks and held + run.num_shards > size:
             yield bundle
-            bundle, held = [], 0
+            bundle, held, num_images = [], 0, 0
         bundle.append(run)
         held += run.num_shards
+        num_images += len(run.members) if isinstance(run, ImageRun) else 0
     if bundle:
         yield bundle

@@ -24,6 +24,7 @@ import numpy as np
 from fcache.config import Selection
 from fcache.errors import FeatureError
 from fcache.extract.drawn import Drawn, Lost, RunEnd
+from fcache.extract.mixing import Mixer
 from fcache.extract.prefetch import Prefetch
 from fcache.extract.producer import BackboneProducer, Produced, Producer, ProducerSettings
 from fcache.extract.shards import Report, ShardSequence
@@ -44,6 +45,7 @@ class WorkerSettings:
     Attributes:
         view: The view's folder.
         batch: Frames computed together; divides the rows of a shard.
+        mix: Whether images of different sizes are computed together.
         stop_file: While it exists, no new shard is begun.
     """
 
@@ -52,6 +54,7 @@ class WorkerSettings:
     selection: Selection
     batch: int
     stop_file: Path
+    mix: bool = False
 
 
 @dataclass(slots=True)
@@ -148,7 +151,10 @@ class _TaskRun:
             with _device:
                 self._producer = producer_of(self._settings.producer)
                 kinds = {member.source.kind for member in self._task.members}
-                provenance = {**decoder_versions(kinds), **self._producer.provenance}
+                network = self._producer.provenance
+                if self._settings.mix and "image" in kinds:
+                    network = self._producer.mixed_provenance
+                provenance = {**decoder_versions(kinds), **network}
                 about |= provenance  # goes into the records of the shards
                 self._report({"event": "ready", "provenance": provenance})
                 self._move(frames, shards)
@@ -159,8 +165,13 @@ class _TaskRun:
 
     def _move(self, frames: Prefetch, shards: ShardSequence) -> None:
         num_ended = 0
-        for event in frames.events(self._settings.batch):
+        mixer = Mixer(self._producer, self._settings.batch, self._report)
+        events = frames.events(self._settings.batch)
+        for event, produced in (
+            mixer.events(events) if self._settings.mix else ((event, None) for event in events)
+        ):
             shards.spent["decode"] += frames.take_waited_s()
+            shards.spent["compute"] += mixer.take_spent_s()
             if isinstance(event, Lost):
                 self._lose(event, shards)
             elif isinstance(event, RunEnd):
@@ -172,15 +183,20 @@ class _TaskRun:
                 self._put_off((member.item for member in left), "stopped")
                 return
             else:
-                self._compute(event, shards)
+                self._compute(event, produced, shards)
 
-    def _compute(self, batch: list[Drawn], shards: ShardSequence) -> None:
+    def _compute(
+        self, batch: list[Drawn], produced: Produced | None, shards: ShardSequence
+    ) -> None:
         item = batch[0].item
         if item.item in shards.refused:
             return
         if shards.turn_to(batch[0]):
-            for part, produced, places in self._produce(batch, shards):
-                shards.put(part, produced, places)
+            if produced is not None:
+                shards.put(batch, produced, range(len(batch)))
+                return
+            for part, computed, places in self._produce(batch, shards):
+                shards.put(part, computed, places)
         else:
             # Held by another job, or committed by it, perhaps without these frames.
             self._put_off((drawn.item for drawn in batch), "busy")

@@ -1,0 +1,39 @@
+"""What each command can be told, by a recipe or by ``key=value``."""
+
+from fcache.config.recipes import load_recipe, read_toml, recipe_names, shipped
+from fcache.config.settings import Settings, layered, parse_value, resolve, split_overrides
+from fcache.config.sizes import Crop, ShortSide, SideRange, Size
+from fcache.config.stages import (
+    BackboneSettings,
+    ComputeDtype,
+    ExtractConfig,
+    PositionRule,
+    ProbeConfig,
+    StoredDtype,
+)
+from fcache.config.view import PATCH_14_MULTIPLE, Selection, ViewGeometry
+
+__all__ = [
+    "PATCH_14_MULTIPLE",
+    "BackboneSettings",
+    "ComputeDtype",
+    "Crop",
+    "ExtractConfig",
+    "PositionRule",
+    "ProbeConfig",
+    "Selection",
+    "Settings",
+    "ShortSide",
+    "SideRange",
+    "Size",
+    "StoredDtype",
+    "ViewGeometry",
+    "layered",
+    "load_recipe",
+    "parse_value",
+    "read_toml",
+    "recipe_names",
+    "resolve",
+    "shipped",
+    "split_overrides",
+]
