@@ -241,5 +241,13 @@ def _found(work: _Work) -> CacheCorruptError:
         "beyond repair": counts[None],
     }
     text += "".join(f", {count} {what}" for what, count in done.items() if count)
-    again = counts["remake"] or counts["remove"]
-    return CacheCorruptError(text + ("; run the same extract again." if again else "."))
+    hurt = {
+        one.path.relative_to(work.path).parts[0]
+        for one in work.findings
+        if one.remedy in ("remake", "remove")
+    }
+    if not hurt:
+        return CacheCorruptError(text + ".")
+    copies = {one.folder.name for one in work.views if one.is_copy}
+    again = [what for what, some in (("extract", hurt - copies), ("copy", hurt & copies)) if some]
+    return CacheCorruptError(f"{text}; run the same {' and '.join(again)} again.")

@@ -35,6 +35,11 @@ class Examined:
     index: ViewIndex | None = None
     state: ViewState | None = None
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether ``fcache copy`` made it."""
+        return self.index is not None and "derived_from" in self.index.identity
+
 
 def examine_root(path: Path, *, repair: bool) -> list[Finding]:
     """Checks the document that makes a folder a cache, and writes it again where that is asked.

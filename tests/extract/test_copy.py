@@ -529,3 +529,23 @@ def test_two_copies_at_once_share_the_work(
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert shard_hashes(tmp_path / "copy") == wanted
     assert_sound(open_cache(tmp_path / "copy").view())
+
+
+def test_repair_of_a_damaged_copy_names_the_command_that_makes_it_again(
+    plain: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "copy"
+    copy(plain, cache, "int8")
+    before = {name: path.read_bytes() for name, path in _shards(cache).items()}
+    path = next(iter(_shards(cache).values()))
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    code, _, err = fcache("verify", cache, "--repair")
+    assert code == 4
+    assert "1 shards taken back; run the same copy again." in err
+    copy(plain, cache, "int8")
+    assert {name: path.read_bytes() for name, path in _shards(cache).items()} == before
+
+
+def _shards(cache: Path) -> dict[str, Path]:
+    paths = sorted(path for path in cache.glob("*/*/*/c/**/*") if path.is_file())
+    return {str(path.relative_to(cache)): path for path in paths}
