@@ -81,6 +81,10 @@ class NoSpaceError(FcacheError):
     exit_code = 6
 
 
+class KernelError(FcacheError):
+    """A compiled library that is required and cannot be built or loaded."""
+
+
 class InterruptedJobError(FcacheError):
     """The user stopped the job; the same command resumes it."""
 

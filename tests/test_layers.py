@@ -25,12 +25,14 @@ INSIDE = {
     "extract": {"errors", "config", "manifest", "store", "sources", "backbones"},
     "data": {"errors", "config", "manifest", "store"},
     "eval": {"errors", "manifest"},
-    "train": {"errors", "config", "manifest", "store", "data", "eval"},
+    "ops": {"errors"},
+    "models": {"errors", "ops"},
+    "train": {"errors", "config", "manifest", "store", "data", "eval", "models"},
     "cache": {"errors", "store", "data"},
 }
 # Third-party package -> rooms that may import it; others are free.
 ONLY = {
-    "torch": {"backbones", "extract", "data", "train", "viz", "cli"},
+    "torch": {"backbones", "extract", "data", "models", "ops", "train", "viz", "cli"},
     "timm": {"backbones"},
     "dask": {"extract", "cli"},
     "distributed": {"extract", "cli"},

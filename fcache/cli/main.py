@@ -11,7 +11,18 @@ import typer
 from typer.core import TyperGroup
 
 import fcache
-from fcache.cli import copy, data, demo, extract, inspect, probe, recipes, verify
+from fcache.cli import (
+    build,
+    copy,
+    data,
+    demo,
+    doctor,
+    extract,
+    inspect,
+    probe,
+    recipes,
+    verify,
+)
 from fcache.errors import ConfigError, FcacheError, InterruptedJobError
 
 # typer carries a copy of click of its own; this is the class of every mistake in a command line.
@@ -51,6 +62,8 @@ app.command("copy")(copy.copy)
 app.command("probe")(probe.probe)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
+app.command("build")(build.build)
+app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 
 

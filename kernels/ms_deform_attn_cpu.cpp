@@ -1,0 +1,379 @@
+// Multi-scale deformable attention on the CPU, forward and backward: the ops of the fcache library for CPU tensors.
+//
+// This file is the part that does not depend on the instruction set: it lays out the scratch, orders the queries, cuts
+// the work into units and picks a set. The arithmetic is in ms_deform_attn_cpu.inc.
+//
+// Results have the same bits for any number of threads. Forward and the gradients of offsets and logits belong to one
+// query each. grad_value of one head is summed by one thread in the order of the queries; with more threads than heads
+// it is a pass of its own, cut by level and channel, which leaves every sum in that same order.
+#include "ms_deform_attn.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string_view>
+#include <tuple>
+#include <utility>
+
+// GCC can compile one function for another machine than the rest; elsewhere the baseline is what the compiler targets.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FCACHE_HAS_X86_TARGETS 1
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fcache {
+namespace {
+
+constexpr int64_t kCacheLine = 64;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Queries prepared together: four queries of four samples fill the widest register. Divisible by every set's lanes / 4.
+constexpr int64_t kGroup = 8;
+// How many groups ahead offsets, logits and outputs are fetched, and cells of value while a head is copied.
+#ifndef PQ
+#define PQ 64
+#define PC 4
+#endif
+#ifndef MH
+#define MH 8
+#endif
+constexpr int64_t kMostHeads = MH;
+constexpr int64_t kPrefetchQueries = PQ;
+constexpr int64_t kPrefetchCells = PC;
+// Queries of one unit of work: small enough to balance threads, a multiple of kGroup.
+constexpr int64_t kQueryBlock = 512;
+// Side, in cells of the finest level, of the tiles by which queries are ordered.
+constexpr int64_t kTile = 8;
+// A thread keeps its scratch between calls unless it is larger than this.
+constexpr int64_t kKeptBytes = int64_t{64} << 20;
+
+enum class Element { float32, float16, bfloat16, float64 };
+struct Half { uint16_t bits; };
+struct Bfloat16 { uint16_t bits; };
+
+constexpr int64_t element_bytes(Element type) {
+  return type == Element::float64 ? 8 : type == Element::float32 ? 4 : 2;
+}
+
+struct Array {
+  void* data = nullptr;
+  Element type = Element::float32;
+};
+
+// Where a head's levels lie in the scratch, counted in cells. Around each level are two cells of zeros on every side;
+// those to the right of a line are those to the left of the next one.
+struct Frame {
+  int32_t origin[kMaxLevels];  // cell (0, 0)
+  int32_t pitch[kMaxLevels];   // cells from one line to the next
+  int64_t num_cells;
+};
+
+enum class Pass {
+  forward,
+  backward,    // all three gradients, a head per unit
+  parameters,  // gradients of offsets and logits (or locations and weights), a block of queries per unit
+  scatter,     // grad_value, a level and vector of channels per unit
+};
+
+// One call, as the threads read it.
+struct Call {
+  Problem problem;
+  Frame frame;
+  bool fused, backward, is_double;
+  Pass pass;
+  int64_t heads_per_unit, parts;  // a unit of work is one part (of queries or of cells) of some heads of one image
+  Array value, reference, samples, weights;  // samples: offsets or locations; weights: logits or weights
+  Array output;                              // backward: grad_output
+  Array grad_value, grad_samples, grad_weights;
+  const int32_t* order;  // the order of the queries, of each image or (stride 0) of all
+  int64_t order_batch_stride;
+};
+
+namespace baseline {
+#define FCACHE_VECTOR_BYTES 16
+constexpr int kVectorBytes = FCACHE_VECTOR_BYTES;
+#include "ms_deform_attn_cpu.inc"
+#undef FCACHE_VECTOR_BYTES
+}  // namespace baseline
+
+#if FCACHE_HAS_X86_TARGETS
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace avx2 {
+#define FCACHE_VECTOR_BYTES 32
+constexpr int kVectorBytes = FCACHE_VECTOR_BYTES;
+#include "ms_deform_attn_cpu.inc"
+#undef FCACHE_VECTOR_BYTES
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+namespace avx512 {
+#define FCACHE_VECTOR_BYTES 64
+constexpr int kVectorBytes = FCACHE_VECTOR_BYTES;
+#include "ms_deform_attn_cpu.inc"
+#undef FCACHE_VECTOR_BYTES
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+struct Kernels {
+  int64_t (*scratch_bytes)(const Call&);
+  int64_t (*scatter_parts)(const Call&);
+  void (*run)(const Call&, int64_t begin, int64_t end, char* memory);
+};
+
+// The widest set this machine has, or the lower one that FCACHE_CPU_ISA names (for tests and comparisons).
+Kernels choose_kernels() {
+#if FCACHE_HAS_X86_TARGETS
+  const char* wish = std::getenv("FCACHE_CPU_ISA");
+  const std::string_view isa = wish ? wish : "";
+  STD_TORCH_CHECK(isa.empty() || isa == "avx512" || isa == "avx2" || isa == "baseline",
+                  "ms_deform_attn: FCACHE_CPU_ISA must be avx512, avx2 or baseline");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && (isa.empty() || isa == "avx512")) {
+    return {avx512::scratch_bytes, avx512::scatter_parts, avx512::run};
+  }
+  if (has_avx2 && isa != "baseline") return {avx2::scratch_bytes, avx2::scatter_parts, avx2::run};
+#endif
+  return {baseline::scratch_bytes, baseline::scatter_parts, baseline::run};
+}
+
+// A thread's scratch. Huge pages matter: gathered rows are spread over more 4 KB pages than the TLB's first level has.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { release(); }
+
+  char* reserve(int64_t bytes) {
+    if (bytes <= capacity_) return memory_;
+    release();
+    const int64_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+    void* memory = nullptr;
+    STD_TORCH_CHECK(posix_memalign(&memory, kHugePage, rounded) == 0, "ms_deform_attn: no memory for ", rounded,
+                    " bytes of scratch");
+#if defined(MADV_HUGEPAGE)
+    madvise(memory, rounded, MADV_HUGEPAGE);  // advice: without it everything still works
+#endif
+    memory_ = static_cast<char*>(memory);
+    capacity_ = rounded;
+    return memory_;
+  }
+
+  void release_if_large() {
+    if (capacity_ > kKeptBytes) release();
+  }
+
+ private:
+  void release() {
+    std::free(memory_);
+    memory_ = nullptr;
+    capacity_ = 0;
+  }
+
+  char* memory_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+// Heads that share a unit of work: neighbours in memory, so that rows are read as wholes; never so many that a thread
+// would be without work.
+int64_t heads_per_unit(const Problem& problem, int64_t num_threads) {
+  const int64_t most = problem.batch * problem.num_heads / std::max<int64_t>(num_threads, 1);
+  const int64_t wanted = std::max<int64_t>(1, std::min({most, problem.num_heads, kMostHeads}));
+  const int64_t units = (problem.num_heads + wanted - 1) / wanted;
+  return (problem.num_heads + units - 1) / units;
+}
+
+void run_pass(Call& call, Pass pass, int64_t parts, const Kernels& kernels) {
+  call.pass = pass;
+  call.parts = parts;
+  call.heads_per_unit = pass == Pass::scatter ? 1 : heads_per_unit(call.problem, torch::stable::get_num_threads());
+  const int64_t bytes = kernels.scratch_bytes(call);
+  const int64_t sets = (call.problem.num_heads + call.heads_per_unit - 1) / call.heads_per_unit * call.problem.batch;
+  torch::stable::parallel_for(0, sets * parts, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch scratch;
+    kernels.run(call, begin, end, scratch.reserve(bytes));
+    scratch.release_if_large();
+  });
+}
+
+Frame frame_levels(const Levels& levels) {
+  Frame frame{};
+  int64_t end = 0;
+  for (int l = 0; l < levels.count; ++l) {
+    const int64_t pitch = levels.width[l] + 2;
+    frame.pitch[l] = static_cast<int32_t>(pitch);
+    frame.origin[l] = static_cast<int32_t>(end + 2 * pitch + 2);
+    end += (levels.height[l] + 4) * pitch + 2;
+    STD_TORCH_CHECK(end <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: the levels are too large");
+  }
+  frame.num_cells = end;
+  return frame;
+}
+
+int64_t tile_of(double position, int64_t num_tiles) {  // NaN and points outside go to a border tile
+  const double tile = position * static_cast<double>(num_tiles);
+  return tile > 0 ? static_cast<int64_t>(std::min(tile, static_cast<double>(num_tiles - 1))) : 0;
+}
+
+// Counting sort of one image's queries by the tile that their reference point lies in, odd lines of tiles backwards.
+// Neighbours in this order read neighbouring cells of every level, so that most of their rows are in the nearest cache.
+template <class A>
+void order_queries(const Problem& problem, const A* points, int32_t* order) {
+  const int64_t tiles_y = (problem.levels.height[0] + kTile - 1) / kTile;
+  const int64_t tiles_x = (problem.levels.width[0] + kTile - 1) / kTile;
+  const auto tile = [&](int64_t q) {
+    const A* point = points + q * problem.reference_query_stride;
+    const int64_t x = tile_of(point[0], tiles_x), y = tile_of(point[1], tiles_y);
+    return y * tiles_x + (y % 2 ? tiles_x - 1 - x : x);
+  };
+  std::vector<int32_t> next(tiles_y * tiles_x + 1, 0);  // where the tile's next query goes
+  for (int64_t q = 0; q < problem.num_queries; ++q) ++next[tile(q) + 1];
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  for (int64_t q = 0; q < problem.num_queries; ++q) order[next[tile(q)]++] = static_cast<int32_t>(q);
+}
+
+// The order of the queries of every image; locations given by the caller (no reference points) are left as they come.
+std::vector<int32_t> set_order(Call& call) {
+  const Problem& p = call.problem;
+  const bool per_image = call.fused && p.reference_batch_stride != 0;
+  const int64_t count = per_image ? p.batch : 1;
+  std::vector<int32_t> order(count * p.num_queries + kPrefetchQueries, 0);
+  if (call.fused) {
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = b * p.reference_batch_stride;
+        int32_t* image = order.data() + b * p.num_queries;
+        if (call.is_double) {
+          order_queries(p, static_cast<const double*>(call.reference.data) + first, image);
+        } else {
+          order_queries(p, static_cast<const float*>(call.reference.data) + first, image);
+        }
+      }
+    });
+  } else {
+    std::iota(order.begin(), order.end() - kPrefetchQueries, 0);
+  }
+  call.order = order.data();
+  call.order_batch_stride = per_image ? p.num_queries : 0;
+  return order;
+}
+
+Array array_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return {tensor.data_ptr(), Element::float32};
+    case ScalarType::Double: return {tensor.data_ptr(), Element::float64};
+    case ScalarType::Half: return {tensor.data_ptr(), Element::float16};
+    case ScalarType::BFloat16: return {tensor.data_ptr(), Element::bfloat16};
+    default: STD_TORCH_CHECK(false, "ms_deform_attn: unsupported dtype");
+  }
+}
+
+Call make_call(const Problem& problem, const Tensor& value, const Tensor& samples, const Tensor& weights) {
+  Call call{};
+  call.problem = problem;
+  call.frame = frame_levels(problem.levels);
+  call.is_double = value.scalar_type() == ScalarType::Double;
+  call.value = array_of(value);
+  call.samples = array_of(samples);
+  call.weights = array_of(weights);
+  return call;
+}
+
+Tensor run_forward(Call& call, const Tensor& value) {
+  Tensor output = new_output(value, call.problem);
+  if (call.problem.empty()) return output;
+  call.output = array_of(output);
+  const std::vector<int32_t> order = set_order(call);
+  run_pass(call, Pass::forward, (call.problem.num_queries + kQueryBlock - 1) / kQueryBlock, choose_kernels());
+  return output;
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of value, of offsets or locations, of logits or weights
+
+Gradients run_backward(Call& call, const Tensor& grad_output, const Tensor& value, const Tensor& samples,
+                       const Tensor& weights) {
+  const Problem& problem = call.problem;
+  Tensor grad_samples = torch::stable::empty_like(samples), grad_weights = torch::stable::empty_like(weights);
+  Tensor grad_value = torch::stable::empty_like(value);
+  if (problem.empty()) return {torch::stable::zero_(grad_value), grad_samples, grad_weights};
+  const Tensor dense = read_grad_output(grad_output, value, problem);
+  call.backward = true;
+  call.output = array_of(dense);
+  call.grad_value = array_of(grad_value);
+  call.grad_samples = array_of(grad_samples);
+  call.grad_weights = array_of(grad_weights);
+  const std::vector<int32_t> order = set_order(call);
+  const Kernels kernels = choose_kernels();
+  if (problem.batch * problem.num_heads >= torch::stable::get_num_threads()) {
+    run_pass(call, Pass::backward, 1, kernels);
+  } else {
+    run_pass(call, Pass::parameters, (problem.num_queries + kQueryBlock - 1) / kQueryBlock, kernels);
+    run_pass(call, Pass::scatter, kernels.scatter_parts(call), kernels);
+  }
+  return {grad_value, grad_samples, grad_weights};
+}
+
+Call fused_call(const Tensor& value, const std::vector<int64_t>& level_shapes, const Tensor& reference_points,
+                const Tensor& offsets, const Tensor& logits) {
+  const Problem problem = read_fused_problem(value, level_shapes, reference_points, offsets, logits);
+  Call call = make_call(problem, value, offsets, logits);
+  call.fused = true;
+  call.reference = array_of(reference_points);
+  return call;
+}
+
+Call sampled_call(const Tensor& value, const std::vector<int64_t>& level_shapes, const Tensor& locations,
+                  const Tensor& weights) {
+  return make_call(read_sampled_problem(value, level_shapes, locations, weights), value, locations, weights);
+}
+
+// ---- the ops ----
+
+Tensor ms_deform_attn(const Tensor& value, std::vector<int64_t> level_shapes, const Tensor& reference_points,
+                      const Tensor& offsets, const Tensor& logits) {
+  Call call = fused_call(value, level_shapes, reference_points, offsets, logits);
+  return run_forward(call, value);
+}
+
+// `deterministic` asks for nothing here: this backward always is.
+Gradients ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value, std::vector<int64_t> level_shapes,
+                                  const Tensor& reference_points, const Tensor& offsets, const Tensor& logits,
+                                  bool /*deterministic*/) {
+  Call call = fused_call(value, level_shapes, reference_points, offsets, logits);
+  return run_backward(call, grad_output, value, offsets, logits);
+}
+
+Tensor ms_deform_attn_sampled(const Tensor& value, std::vector<int64_t> level_shapes, const Tensor& locations,
+                              const Tensor& weights) {
+  Call call = sampled_call(value, level_shapes, locations, weights);
+  return run_forward(call, value);
+}
+
+Gradients ms_deform_attn_sampled_backward(const Tensor& grad_output, const Tensor& value,
+                                          std::vector<int64_t> level_shapes, const Tensor& locations,
+                                          const Tensor& weights, bool /*deterministic*/) {
+  Call call = sampled_call(value, level_shapes, locations, weights);
+  return run_backward(call, grad_output, value, locations, weights);
+}
+
+}  // namespace
+}  // namespace fcache
+
+STABLE_TORCH_LIBRARY_IMPL(fcache, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&fcache::ms_deform_attn));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&fcache::ms_deform_attn_backward));
+  m.impl("ms_deform_attn_sampled", TORCH_BOX(&fcache::ms_deform_attn_sampled));
+  m.impl("ms_deform_attn_sampled_backward", TORCH_BOX(&fcache::ms_deform_attn_sampled_backward));
+}
