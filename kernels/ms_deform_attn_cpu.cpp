@@ -32,19 +32,17 @@ namespace {
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-// Queries prepared together: four queries of four samples fill the widest register. Divisible by every set's lanes / 4.
-constexpr int64_t kGroup = 8;
-// How many groups ahead offsets, logits and outputs are fetched, and cells of value while a head is copied.
-#ifndef PQ
-#define PQ 64
-#define PC 4
-#endif
-#ifndef MH
-#define MH 8
-#endif
-constexpr int64_t kMostHeads = MH;
-constexpr int64_t kPrefetchQueries = PQ;
-constexpr int64_t kPrefetchCells = PC;
+// Queries prepared together, a multiple of 4 (four queries of four samples fill the widest register). More than a few:
+// stages hand over through memory, and a wide load must not follow closely on the narrow stores that it joins.
+constexpr int64_t kGroup = 32;
+// Heads of one unit of work at most: their scratch stays in a core's own cache.
+constexpr int64_t kMostHeads = 2;
+// Queries that a unit takes through all its heads in turn, and how far ahead their rows are fetched; cells fetched ahead
+// while heads are copied.
+constexpr int64_t kPrefetchQueries = 32;
+constexpr int64_t kPrefetchCells = 4;
+// Outputs larger than this are written past the caches: nobody could read them there before they are evicted.
+constexpr int64_t kStreamBytes = int64_t{32} << 20;
 // Queries of one unit of work: small enough to balance threads, a multiple of kGroup.
 constexpr int64_t kQueryBlock = 512;
 // Side, in cells of the finest level, of the tiles by which queries are ordered.
@@ -85,6 +83,7 @@ struct Call {
   Problem problem;
   Frame frame;
   bool fused, backward, is_double;
+  bool streams;  // output is written past the caches
   Pass pass;
   int64_t heads_per_unit, parts;  // a unit of work is one part (of queries or of cells) of some heads of one image
   Array value, reference, samples, weights;  // samples: offsets or locations; weights: logits or weights
@@ -249,6 +248,7 @@ std::vector<int32_t> set_order(Call& call) {
   const Problem& p = call.problem;
   const bool per_image = call.fused && p.reference_batch_stride != 0;
   const int64_t count = per_image ? p.batch : 1;
+  // The kernels look kPrefetchQueries ahead: behind the last image that is query 0.
   std::vector<int32_t> order(count * p.num_queries + kPrefetchQueries, 0);
   if (call.fused) {
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -295,6 +295,8 @@ Tensor run_forward(Call& call, const Tensor& value) {
   Tensor output = new_output(value, call.problem);
   if (call.problem.empty()) return output;
   call.output = array_of(output);
+  const int64_t row_bytes = call.problem.head_dim * element_bytes(call.output.type);
+  call.streams = output.numel() * element_bytes(call.output.type) > kStreamBytes && row_bytes % 16 == 0;
   const std::vector<int32_t> order = set_order(call);
   run_pass(call, Pass::forward, (call.problem.num_queries + kQueryBlock - 1) / kQueryBlock, choose_kernels());
   return output;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,19 @@ def test_zarr_alone_reads_what_fcache_wrote(folder: Path, printed: str, tmp_path
     cache = open_cache(folder / "cache")
     at = cache.view().frames(video).names.index(name)
     assert np.array_equal(np.load(tmp_path / "stage_3.npy"), cache.read(video, [at]).stages[3][0])
+
+
+def test_the_kernels_are_built_and_told_of_as_the_readme_writes_it(tmp_path: Path) -> None:
+    lines = block("README.md", "Deformable attention", "console").splitlines()
+    ahead, planned, doctor = (line.partition("#")[0].split()[1:] for line in lines)
+    fcache = [sys.executable, "-m", "fcache"]
+    made = run([*fcache, *ahead, "--no-cuda", "--out", str(tmp_path)], tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "loads and runs" in made.stdout
+    told = run([*fcache, *doctor], tmp_path, FCACHE_KERNEL_CACHE=str(tmp_path))
+    assert told.returncode == 0, told.stderr
+    assert f"compiled: '{tmp_path}" in " ".join(told.stdout.split())
+    if shutil.which("nvcc"):
+        plan = run([*fcache, *planned], tmp_path)
+        assert plan.returncode == 0, plan.stderr
+        assert "code=sm_90" in plan.stdout

@@ -28,6 +28,7 @@ GPU_CASES = (
 
 @pytest.fixture(scope="module")
 def run() -> Runner:
+    assert torch.cuda.is_available(), "FCACHE_REQUIRE_CUDA=1, and there is no CUDA device"
     use = kernels_in_use()["cuda"]
     assert use.path == "compiled", use
     return Runner(torch.ops.fcache, "cuda")
