@@ -49,9 +49,11 @@ def extract(
 
     Resumes: run the same command again after anything that happened.
     """
+    from fcache.extract.cluster import check_scheduler
     from fcache.extract.job import run_job
     from fcache.extract.request import plan_request, read_request
 
+    check_scheduler(scheduler)
     request = read_request(words)
     if request.config.dtype == "int8":
         request = _calibrated(request, cache, scheduler, only_look=plan)
@@ -183,8 +185,13 @@ def _show_summary(
             f"extracted {summary.num_frames:,} frames, {human_bytes(summary.size_bytes)} in "
             f"{human_seconds(summary.seconds)} ({summary.rate:.3g} frames/s) into view {plan.key}"
         )
-    elif not any(True for _ in plan.todo()):
-        print(f"nothing to do: {summary.num_videos:,} videos are complete in view {plan.key}")
+    elif summary.num_videos and not any(True for _ in plan.todo()):
+        print(f"nothing to do: {_videos(summary.num_videos)} complete in view {plan.key}")
+    elif plan.borrowed_frames:
+        print(f"reused {plan.borrowed_frames:,} frames that view {plan.key} holds")
+    elif not (summary.quarantined or summary.failed):
+        told = f"{_videos(summary.num_videos)} complete in view {plan.key}"
+        print(f"{told}: another job has extracted the rest")
     else:
         print(f"no frame was extracted into view {plan.key}")
     if picture is not None:
@@ -194,6 +201,10 @@ def _show_summary(
             print(f"{len(videos)} {what}:")
         for video, reason in videos.items():
             print(f"  {video}: {reason}")
+
+
+def _videos(number: int) -> str:
+    return f"{number:,} video is" if number == 1 else f"{number:,} videos are"
 
 
 def _draw_first(plan: ExtractPlan) -> Path | None:

@@ -99,7 +99,9 @@ def main() -> None:
         code = _complain(str(error), error.exit_code)
     except _UsageError as error:
         at = error.ctx.command_path if error.ctx else "fcache"
-        code = _complain(f"{error.format_message()}\nNext: {at} --help", ConfigError.exit_code)
+        code = ConfigError.exit_code
+        if error.format_message():  # a bare `fcache` has shown its help
+            _complain(f"{error.format_message()}\nNext: {at} --help", code)
     except OSError as error:
         code = _complain(f"{error}.", FcacheError.exit_code)
     try:

@@ -11,6 +11,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from fcache.config import read_toml
 from fcache.errors import ConfigError, FcacheError
 from fcache.extract.executors import DaskExecutor, Executor, InlineExecutor, quiet_logs
 from fcache.extract.slurm import slurm_executor
@@ -30,6 +31,8 @@ QUIET = {
     "distributed.deploy.lost-worker-timeout": "1000 days",
 }
 CONNECT_S = 15
+SLURM = "slurm:"
+ADDRESSES = ("tcp://", "tls://", "ucx://")
 
 
 def open_executor(
@@ -40,17 +43,28 @@ def open_executor(
     Raises:
         ConfigError: it names nothing, or cannot be reached.
     """
+    check_scheduler(scheduler)
     if scheduler == "inline":
         return _inline()
     if scheduler == "local":
         return _local(workers, device, retries)
-    if scheduler.startswith("slurm:"):
-        return slurm_executor(Path(scheduler.removeprefix("slurm:")), retries, QUIET)
-    if scheduler.startswith(("tcp://", "tls://", "ucx://")):
-        return _existing(scheduler, retries)
-    raise ConfigError(
-        f"--scheduler {scheduler} is none of: local, inline, tcp://HOST:PORT, slurm:FILE."
-    )
+    if scheduler.startswith(SLURM):
+        return slurm_executor(Path(scheduler.removeprefix(SLURM)), retries, QUIET)
+    return _existing(scheduler, retries)
+
+
+def check_scheduler(scheduler: str) -> None:
+    """Refuses a name of no scheduler; whether one answers shows when it is opened.
+
+    Raises:
+        ConfigError: it names nothing.
+    """
+    if scheduler.startswith(SLURM):
+        read_toml(Path(scheduler.removeprefix(SLURM)))
+    elif scheduler not in {"inline", "local"} and not scheduler.startswith(ADDRESSES):
+        raise ConfigError(
+            f"--scheduler {scheduler} is none of: local, inline, tcp://HOST:PORT, slurm:FILE."
+        )
 
 
 def planned_workers(scheduler: str, *, workers: int, device: str) -> int | None:

@@ -160,6 +160,6 @@ class ExtractPlan:
         total = self.cached_bytes + self.todo_bytes
         if max_bytes is not None and total > max_bytes:
             raise NoSpaceError(
-                f"'{self.cache}' would hold {total / 1e9:,.2f} GB, max_bytes={max_bytes} allows "
-                f"{max_bytes / 1e9:,.2f} GB. Nothing was written; raise max_bytes= or extract less."
+                f"'{self.cache}' would hold {total:,} bytes ({total / 1e9:,.2f} GB), more than "
+                f"max_bytes={max_bytes}. Nothing was written; raise max_bytes= or extract less."
             )

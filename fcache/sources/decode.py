@@ -123,7 +123,8 @@ def _images(
             raise SourceError(
                 f"the size changes: frame {source_index} ('{file.name}') is "
                 f"{rgb.shape[1]}x{rgb.shape[0]}, the first was {size[1]}x{size[0]} "
-                "(width x height)."
+                "(width x height). A folder is one video; single images are named one by one, "
+                f"as '{path}/*{file.suffix}'."
             )
         return Frame(rgb=rgb, source_index=source_index, pts_us=None, name=file.stem)
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fcache.errors import CacheError, CacheNotFoundError, nearest
-from fcache.store.clip import Clip as Clip, check_blocks, plan_cuts
+from fcache.errors import CacheError, CacheNotFoundError, ConfigError, nearest
+from fcache.store.clip import Allocate as Allocate, Clip as Clip, check_blocks, plan_cuts
 from fcache.store.fallback import ZarrReader, is_plain
 from fcache.store.frames import Catalogue, VideoFrames as VideoFrames
 from fcache.store.index import ViewIndex, ViewState
@@ -147,6 +147,36 @@ class View:
             reader.read(self.state.shards, rows, cut.positions, block, verify, cut.window)
         return self._clip(blocks, wanted, held.valid, pixels)
 
+    def empty(
+        self,
+        bucket: Bucket,
+        num_frames: int,
+        *,
+        stages: Sequence[int] | None = None,
+        window: tuple[int, int, int, int] | None = None,
+        pixels: bool = True,
+        allocate: Allocate = np.empty,
+    ) -> Clip:
+        """Returns memory for frames of a canvas, which ``read`` fills as its ``out=``.
+
+        Parts of it, from ``Clip.rows``, can be filled one by one.
+
+        Args:
+            bucket: The canvas.
+            num_frames: How many.
+            stages: As of ``read``; likewise ``window``, of which the place does not matter.
+            window: Likewise.
+            pixels: Likewise.
+            allocate: Makes an array of a shape and a data type, in C order.
+
+        Raises:
+            ValueError: stages or window are outside.
+        """
+        wanted = tuple(range(self.index.layout.num_stages) if stages is None else stages)
+        cuts = plan_cuts(self.index.layout, bucket, wanted, window, pixels)
+        blocks = tuple(allocate(cut.shape(num_frames), cut.spec.dtype) for cut in cuts)
+        return self._clip(blocks, wanted, (bucket.height, bucket.width), pixels)
+
     def _reader(self, bucket: Bucket, spec: ArraySpec) -> ArrayReader | ZarrReader:
         key = (bucket.name, spec.name)
         reader = self._readers.get(key)
@@ -207,7 +237,7 @@ class StoreCache:
 
         Raises:
             CacheNotFoundError: none fits.
-            CacheError: several fit; they are listed.
+            ConfigError: several fit; they are listed.
         """
         fits = [view for view in self.views if view.key.startswith(prefix)]
         if not fits:
@@ -216,7 +246,7 @@ class StoreCache:
             )
         if len(fits) > 1:
             keys = ", ".join(view.key for view in fits)
-            raise CacheError(
+            raise ConfigError(
                 f"'{self.path}' has {len(fits)} views: {keys}. Choose one by "
                 f"'{self.path}@{fits[0].key[:6]}'.",
                 run=f"fcache ls '{self.path}'",

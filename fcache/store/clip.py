@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from fcache.store.layout import ArraySpec, Bucket, ViewLayout
 from fcache.store.reader import Window
+
+Allocate = Callable[[tuple[int, ...], str], npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,19 @@ class Clip:
         if self.logical_dtype == "bfloat16":
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.view(self.logical_dtype)
+
+    def rows(self, start: int, stop: int) -> Clip:
+        """Returns some frames of it, in the same memory."""
+        part = slice(start, stop)
+        return Clip(
+            stages=tuple(stage[part] for stage in self.stages),
+            pixels=None if self.pixels is None else self.pixels[part],
+            valid=self.valid,
+            logical_dtype=self.logical_dtype,
+            blocks=tuple(block[part] for block in self.blocks),
+            scales=tuple(scale[part] for scale in self.scales),
+            channel_scales=self.channel_scales,
+        )
 
 
 @dataclass(frozen=True, slots=True)

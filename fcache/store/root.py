@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError
+from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError, ConfigError
 from fcache.store.files import (
     TMP_SUFFIX,
     copy_of,
@@ -38,7 +38,8 @@ def create_root(path: Path) -> None:
     """Makes an empty cache where there is none.
 
     Raises:
-        CacheError: the path holds something else, or cannot be written.
+        ConfigError: the path holds something else.
+        CacheError: it is of a newer layout.
     """
     if path.exists():
         entries = {entry.name for entry in path.iterdir()} if path.is_dir() else {path.name}
@@ -47,7 +48,7 @@ def create_root(path: Path) -> None:
             return
         # Another job may be making the same cache at this moment.
         if not all(name.endswith(TMP_SUFFIX) for name in entries):
-            raise CacheError(
+            raise ConfigError(
                 f"'{path}' holds other files and is no cache; expected an empty or a new folder."
             )
     write_whole(path / "zarr.json", ROOT_DOCUMENT)

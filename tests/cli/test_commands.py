@@ -16,8 +16,9 @@ from fcache.cache import open_cache
 from fcache.extract.precision import ERROR_COLUMNS
 from fcache.manifest import load_manifest
 from fcache.store.inspect import commit_stats
-from tests.cli.running import run, run_json
+from tests.cli.running import message, run, run_json
 from tests.extract.making import extract, make_videos, tree, words
+from tests.sources.media import moving_frames
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,34 @@ def test_a_job_that_could_store_nothing_does_not_claim_completeness(tmp_path: Pa
     (tmp_path / "v" / "x.mp4").touch()
     code, out, _ = run(*command(tmp_path / "v", tmp_path / "cache"))
     assert code == 3
-    assert "1 videos are complete" not in out
+    assert "complete" not in out
+
+
+def test_a_bare_command_shows_its_help_and_no_complaint() -> None:
+    code, out, err = run()
+    assert code == 2
+    assert "extract" in out + err
+    assert "fcache: " not in err
+
+
+@pytest.mark.parametrize("name", ["foo", "slurm:nope"])
+def test_a_scheduler_that_is_none_is_refused_before_anything_else(
+    videos: Path, done: Path, name: str
+) -> None:
+    code, _, err = run(*command(videos, done, "--scheduler", name))
+    assert code == 2
+    assert name.removeprefix("slurm:") in message(err)
+
+
+def test_reused_frames_are_told_of(tmp_path: Path) -> None:
+    frames = tmp_path / "v" / "a"
+    frames.mkdir(parents=True)
+    for number, rgb in enumerate(moving_frames(4, 48, 64)):
+        Image.fromarray(rgb).save(frames / f"{number:05d}.png")
+    assert run(*command(tmp_path / "v", tmp_path / "cache"))[0] == 0
+    code, out, _ = run(*command(tmp_path / "v", tmp_path / "cache", "stride=2"))
+    assert code == 0
+    assert out.startswith("reused 2 frames that view ")
 
 
 def test_progress_counts_to_the_end_with_rate_and_time_left(videos: Path, tmp_path: Path) -> None:

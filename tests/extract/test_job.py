@@ -355,7 +355,7 @@ def test_the_first_readable_video_is_found_behind_broken_ones(videos: Path, tmp_
 def test_a_quota_that_is_too_small_stops_before_anything_is_written(
     videos: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(NoSpaceError, match="max_bytes=1000 "):
+    with pytest.raises(NoSpaceError, match="max_bytes=1000\\."):
         extract(videos, tmp_path / "cache", max_bytes=1000)
     assert not (tmp_path / "cache").exists()
 

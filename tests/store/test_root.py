@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError
+from fcache.errors import CacheCorruptError, CacheError, CacheNotFoundError, ConfigError
 from fcache.store.cache import StoreCache, create_root, split_key
 from fcache.store.index import ViewIndex
 from tests.store.making import PLAIN, PYRAMID, make_cache
@@ -43,7 +43,7 @@ def test_views_are_chosen_by_prefix(tmp_path: Path) -> None:
     cache = StoreCache(tmp_path)
     assert {view.key for view in cache.views} == {first, second}
     assert cache.view(second[:4]).videos == ["b"]
-    with pytest.raises(CacheError, match=r"has 2 views: .* Choose one by") as caught:
+    with pytest.raises(ConfigError, match=r"has 2 views: .* Choose one by") as caught:
         _ = cache.videos
     chosen = re.search(r"Choose one by '(.*)'", str(caught.value))[1]
     assert StoreCache(*split_key(chosen)).videos in (["a"], ["b"])
@@ -68,7 +68,7 @@ def test_cache_is_not_made_over_other_things(tmp_path: Path) -> None:
     (tmp_path / "zarr").mkdir()
     (tmp_path / "zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
     for name in ("file", "folder"):
-        with pytest.raises(CacheError, match="holds other files and is no cache"):
+        with pytest.raises(ConfigError, match="holds other files and is no cache"):
             create_root(tmp_path / name)
     with pytest.raises(CacheCorruptError, match="not a group of fcache's"):
         create_root(tmp_path / "zarr")
