@@ -11,6 +11,7 @@ import pytest
 from fcache.config import (
     ExtractConfig,
     ProbeConfig,
+    SegmenterConfig,
     Selection,
     Settings,
     SideRange,
@@ -27,7 +28,11 @@ from fcache.config import (
 from fcache.errors import ConfigError
 from fcache.store.identity import view_key
 
-KINDS: dict[str, type[Settings]] = {"extract": ExtractConfig, "probe": ProbeConfig}
+KINDS: dict[str, type[Settings]] = {
+    "extract": ExtractConfig,
+    "probe": ProbeConfig,
+    "segmenter": SegmenterConfig,
+}
 MODEL = {"model": "vit_small_patch14_dinov2", "short_side": 720}
 CROPS = {"model": "m", "short_side": "480..1080", "crop": 604, "crops": 4, "crop_seed": 3}
 

@@ -11,9 +11,11 @@ from fcache.config.stages import (
     ProbeConfig,
     StoredDtype,
 )
+from fcache.config.train import FREE_KEYS, SegmenterConfig, TrainConfig
 from fcache.config.view import PATCH_14_MULTIPLE, Selection, ViewGeometry
 
 __all__ = [
+    "FREE_KEYS",
     "PATCH_14_MULTIPLE",
     "BackboneSettings",
     "ComputeDtype",
@@ -21,12 +23,14 @@ __all__ = [
     "ExtractConfig",
     "PositionRule",
     "ProbeConfig",
+    "SegmenterConfig",
     "Selection",
     "Settings",
     "ShortSide",
     "SideRange",
     "Size",
     "StoredDtype",
+    "TrainConfig",
     "ViewGeometry",
     "layered",
     "load_recipe",

@@ -59,7 +59,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.view = view
         self.stages = stages
         self.clip_frames = clip_frames
-        held = _held(view, selection, draw)
+        held = entries_of(view, selection, draw)
         ids = list(dict.fromkeys(one.video_id for one in held))
         splits = sorted({one.split for one in held if one.split})
         held = [one for one in held if split in (None, one.split)]
@@ -155,8 +155,10 @@ class ClipDataset(Dataset[dict[str, Any]]):
         )
 
 
-def _held(view: View, selection: Mapping[str, Any] | None, draw: int | None) -> list[Entry]:
-    """The item of each complete video; in a view of crops one for each crop.
+def entries_of(
+    view: View, selection: Mapping[str, Any] | None = None, draw: int | None = None
+) -> list[Entry]:
+    """Returns the item of each complete video; in a view of crops one for each crop.
 
     Raises:
         ConfigError: a video is cached under several selections, and none is chosen; or there is no

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ ONE_CHANNEL_MODES = frozenset({"1", "L", "P", "I;16", "I;16B", "I"})
 
 
 def read_mask(path: Path) -> np.ndarray:  # [height, width] uint8, uint16 or int32
-    """Returns the values of a one-channel label image; of a palette image, its indices.
+    """Returns the values of a one-channel label image, read-only; of a palette, the indices.
 
     Raises:
         LabelError: the file cannot be read, or has several channels.
@@ -33,7 +34,7 @@ def read_segment_ids(path: Path) -> np.ndarray:  # [height, width] int32
     """Returns the segment ids of a panoptic image: R + 256 G + 65536 B, 0 for void.
 
     Raises:
-        LabelError: the file cannot be read, or is not RGB.
+        LabelError: the file cannot be read, or is not RGB of 8 bits a channel.
     """
     with _opened(path) as image:
         if image.mode not in {"RGB", "RGBA"}:
@@ -41,9 +42,12 @@ def read_segment_ids(path: Path) -> np.ndarray:  # [height, width] int32
                 f"label '{path}' has mode {image.mode}; expected RGB, the segment id being "
                 "R + 256 G + 65536 B."
             )
-        rgb = _pixels(image, path).astype(np.int32)  # [height, width, 3 or 4]
-        ids: np.ndarray = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-        return ids
+        # Pillow opens 16-bit RGB as 8-bit and drops half of every value.
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            raise LabelError(f"label '{path}' has 16 bits a channel; expected 8-bit RGB.")
+        four = _bytes(image, path, "RGBX" if image.mode == "RGB" else "RGBA")
+        ids = np.frombuffer(four, "<u4").astype(np.uint32, copy=False) & 0xFFFFFF
+        return ids.view(np.int32).reshape(image.height, image.width)
 
 
 def label_header(path: Path) -> tuple[tuple[int, int], str]:
@@ -52,7 +56,7 @@ def label_header(path: Path) -> tuple[tuple[int, int], str]:
     Raises:
         LabelError: the file cannot be read.
     """
-    with _opened(path) as image:
+    with _opened(path, whole=False) as image:
         return (image.height, image.width), image.mode
 
 
@@ -85,9 +89,10 @@ def check_size(label: tuple[int, int], image: tuple[int, int], what: str) -> Non
     )
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, *, whole: bool = True) -> Image.Image:
     try:
-        return Image.open(path)
+        # From memory: Pillow reads a PNG in some ten pieces.
+        return Image.open(io.BytesIO(path.read_bytes()) if whole else path)
     except UnidentifiedImageError as error:
         raise LabelError(f"label '{path}' is not an image.") from error
     except (OSError, Image.DecompressionBombError) as error:
@@ -97,7 +102,17 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _pixels(image: Image.Image, path: Path) -> np.ndarray:
+    _load(image, path)
+    return np.asarray(image)
+
+
+def _bytes(image: Image.Image, path: Path, layout: str) -> bytes:
+    _load(image, path)
+    return image.tobytes("raw", layout)
+
+
+def _load(image: Image.Image, path: Path) -> None:
     try:
-        return np.array(image)
+        image.load()
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damaged PNG data
         raise LabelError(f"label '{path}' is damaged: {error}.") from error

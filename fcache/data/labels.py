@@ -60,6 +60,9 @@ class LabelReader:
         split_names: The splits to try for other videos.
         guessed: Whether the places are guesses, of which a misfit is passed over.
 
+    Attributes:
+        manifest: What ``from_manifest`` was given.
+
     Raises:
         ConfigError: there are no labels, no categories, or too many for one byte.
     """
@@ -89,6 +92,7 @@ class LabelReader:
         self._splits = dict(splits or {})
         self._split_names = tuple(split_names) or _USUAL_SPLITS
         self._guessed = guessed
+        self.manifest: Manifest | None = None
         self._index_of = {category.id: i for i, category in enumerate(self.categories)}
         self._tables = {entry: self._table(entry) for entry in labels if entry.format == "semantic"}
         self._json: dict[Path, SegmentIndex] = {}
@@ -100,7 +104,7 @@ class LabelReader:
         Raises:
             ConfigError: the manifest has no labels, categories or root.
         """
-        return cls(
+        reader = cls(
             manifest.labels,
             manifest.categories,
             manifest.locate("", "the labels"),
@@ -108,6 +112,8 @@ class LabelReader:
             splits={video.id: video.split for video in manifest.videos if video.split},
             split_names=tuple(manifest.layout.splits) if manifest.layout else (),
         )
+        reader.manifest = manifest
+        return reader
 
     @classmethod
     def open(
@@ -147,6 +153,13 @@ class LabelReader:
     def has(self, video_id: str, frame_name: str, split: str | None = None) -> bool:
         """True if ``semantic`` finds a label for the frame."""
         return self.label_path(video_id, frame_name, split) is not None
+
+    def has_panoptic(self, video_id: str, frame_name: str, split: str | None = None) -> bool:
+        """True if ``panoptic`` finds a label for the frame."""
+        return any(
+            place.json_path is not None and self._find(place, video_id, frame_name) is not None
+            for place in self._existing(video_id, frame_name, split)
+        )
 
     def label_path(self, video_id: str, frame_name: str, split: str | None = None) -> Path | None:
         """Returns the image that ``semantic`` would read, or None."""

@@ -26,6 +26,7 @@ class FrameSegments:
     ids: np.ndarray  # [segments] int32, R + 256 G + 65536 B
     category_ids: np.ndarray  # [segments] int32, ids of the data set
     is_crowd: np.ndarray  # [segments] bool
+    areas: np.ndarray  # [segments] int64, pixels as the JSON states them, -1 where it does not
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ class ListedFrames:
             path = PurePosixPath(entry["file_name"]).with_suffix("")
             if str(path) in self.by_name:
                 raise LabelError(f"frame '{path}' is listed twice; expected one entry a frame.")
-            self.by_name[str(path)] = _segments(entry["segments_info"])
+            self.by_name[str(path)] = segments_of(entry["segments_info"])
             self.by_stem.setdefault(path.name, []).append(str(path))
 
     def ending(self, names: Iterable[PurePosixPath]) -> FrameSegments | None:
@@ -141,9 +142,11 @@ def read_categories(rows: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:
     )
 
 
-def _segments(rows: list[Mapping[str, Any]]) -> FrameSegments:
+def segments_of(rows: list[Mapping[str, Any]]) -> FrameSegments:
+    """Returns a JSON list of segments as columns."""
     return FrameSegments(
         ids=np.array([row["id"] for row in rows], dtype=np.int32),
         category_ids=np.array([row["category_id"] for row in rows], dtype=np.int32),
         is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=np.bool_),
+        areas=np.array([row.get("area", -1) for row in rows], dtype=np.int64),
     )

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
+from fcache.eval.histogram import Counts, PairCounts, pair_counts
+
 Outside = Literal["refuse", "miss", "official"]
 
 
@@ -40,14 +41,22 @@ def confusion(
     Raises:
         ValueError: the shapes differ, or a prediction is outside what ``outside`` allows.
     """
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth is {truth.shape} and prediction {prediction.shape}; expected one")
-    labelled = _labelled(truth, num_categories, ignore)
-    rows = truth[labelled].astype(np.int64)
-    columns = prediction[labelled].astype(np.int64)
+    pairs = pair_counts(truth, prediction)
+    return confusion_of_pairs(pairs, num_categories, ignore, outside=outside)
+
+
+def confusion_of_pairs(
+    pairs: PairCounts, num_categories: int, ignore: int = 255, *, outside: Outside = "refuse"
+) -> Counts:  # [K, K]
+    """Counts pixels by (true category, predicted category) from pixels by pair of values.
+
+    Raises:
+        ValueError: as for ``confusion``.
+    """
+    rows, columns, pixels = _labelled(pairs, num_categories, ignore)
     beyond = (columns < 0) | (columns >= num_categories)
     if outside == "miss":
-        rows, columns = rows[~beyond], columns[~beyond]
+        rows, columns, pixels = rows[~beyond], columns[~beyond], pixels[~beyond]
     elif outside == "refuse" and beyond.any():
         raise ValueError(
             f"prediction holds {int(columns[beyond][0])} on a labelled pixel; "
@@ -55,17 +64,23 @@ def confusion(
         )
     cells = num_categories * rows + columns
     if cells.size and (cells.min() < 0 or cells.max() >= num_categories**2):
-        raise ValueError(
-            f"prediction holds {int(columns[cells.argmax()])} on a pixel of category "
-            f"{int(rows[cells.argmax()])}; the official evaluator has no cell for that"
+        worst = cells.argmax() if cells.max() >= num_categories**2 else cells.argmin()
+        raise NoCellError(
+            f"prediction holds {int(columns[worst])} on a pixel of category "
+            f"{int(rows[worst])}; the official evaluator has no cell for that"
         )
-    counts = np.bincount(cells, minlength=num_categories**2)
+    counts = np.bincount(cells, weights=pixels, minlength=num_categories**2)
     return counts.astype(np.int64).reshape(num_categories, num_categories)
 
 
-def _labelled(truth: NDArray[np.integer], num_categories: int, ignore: int) -> NDArray[np.bool_]:
-    labelled: NDArray[np.bool_] = (truth != ignore) & (truth >= 0) & (truth < num_categories)
-    return labelled
+def _labelled(pairs: PairCounts, num_categories: int, ignore: int) -> PairCounts:
+    truth = pairs.truth
+    labelled = (truth != ignore) & (truth >= 0) & (truth < num_categories)
+    return PairCounts(*(column[labelled] for column in pairs))
+
+
+class NoCellError(ValueError):
+    """A prediction for which the official evaluator raises."""
 
 
 class ConfusionMatrix:
@@ -92,14 +107,21 @@ class ConfusionMatrix:
 
     def add(self, truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> None:
         """Counts the pixels of one frame (or any stack of frames)."""
+        self.add_pairs(pair_counts(truth, prediction))
+
+    def add_pairs(self, pairs: PairCounts) -> None:
+        """Counts pixels given by pair of values.
+
+        Raises:
+            ValueError: as for ``confusion``; nothing is counted then.
+        """
         num_categories = self.num_categories
-        self.counts += confusion(
-            truth, prediction, num_categories, self.ignore, outside=self.outside
-        )
+        self.counts += confusion_of_pairs(pairs, num_categories, self.ignore, outside=self.outside)
         if self.outside == "miss":
-            lost = _labelled(truth, num_categories, self.ignore)
-            lost &= (prediction < 0) | (prediction >= num_categories)
-            self.missed += np.bincount(truth[lost], minlength=num_categories)
+            rows, columns, pixels = _labelled(pairs, num_categories, self.ignore)
+            lost = (columns < 0) | (columns >= num_categories)
+            missed = np.bincount(rows[lost], weights=pixels[lost], minlength=num_categories)
+            self.missed += missed.astype(np.int64)
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Adds the counts of another matrix, for instance another worker's."""

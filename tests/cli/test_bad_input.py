@@ -117,9 +117,9 @@ def test_a_cache_path_that_holds_something_else_is_refused(videos: Path, tmp_pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("do not overwrite")
     end = ["--scheduler", "inline", *words()]
-    refused(5, "other files", command=["extract", videos, "--cache", tmp_path / "full", *end])
+    refused(2, "other files", command=["extract", videos, "--cache", tmp_path / "full", *end])
     file = tmp_path / "full" / "thesis.txt"
-    refused(5, "thesis.txt", command=["extract", videos, "--cache", file, *end])
+    refused(2, "thesis.txt", command=["extract", videos, "--cache", file, *end])
     below = file / "cache"
     refused(1, "thesis.txt", command=["extract", videos, "--cache", below, *end])
     assert file.read_text() == "do not overwrite"
@@ -129,7 +129,7 @@ def test_several_views_need_a_key(videos: Path, copied: Path) -> None:
     extract(videos / "b.mp4", copied, flip="true")
     keys = [view.key for view in open_cache(copied).views]
     for command in ("info", "probe"):
-        refused(5, *keys, f"'{copied}@", command=[command, copied])
+        refused(2, *keys, f"'{copied}@", command=[command, copied])
     assert run("info", f"{copied}@{keys[1][:6]}")[0] == 0
     assert run("ls", copied)[1].count("test_vit") == 2
 
