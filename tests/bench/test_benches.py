@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bench.bench_eta import Told, verdicts
 from tests.bench.bench_read import PATTERNS, PEERS, Bench as ReadBench
 from tests.bench.bench_write import Bench as WriteBench
 from tests.bench.peers import ArrayWriter, FlatFile
@@ -43,6 +44,15 @@ def test_bench_write_prints_speed_memory_and_volume(tmp_path: Path) -> None:
         assert what in text
     for peer in ("zarr-python", "tensorstore"):
         assert f"shard / {peer}" in text
+
+
+def test_bench_eta_holds_each_line_against_when_the_job_really_ended() -> None:
+    told = [Told(2, 0.05, 99), Told(20, 0.2, 90), Told(60, 0.6, 40), Told(99, 0.99, 3)]
+    whole, left, middle = verdicts("job", [*told, Told(100, 1, 0)], began_s=0)
+    assert whole.found == pytest.approx(0.1)  # at 20 s: 90 s told, 80 s true
+    assert left.found == pytest.approx(0.125)  # the line at 99 s is too near the end to count
+    assert middle.found == pytest.approx(0.125)
+    assert whole.passed
 
 
 def read_bench(folder: Path) -> ReadBench:
