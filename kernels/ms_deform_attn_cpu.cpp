@@ -15,6 +15,7 @@
 #include <numeric>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 // GCC can compile one function for another machine than the rest; elsewhere the baseline is what the compiler targets.
@@ -32,19 +33,14 @@ namespace {
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-// Queries prepared together, a multiple of 4 (four queries of four samples fill the widest register). More than a few:
-// stages hand over through memory, and a wide load must not follow closely on the narrow stores that it joins.
-constexpr int64_t kGroup = 32;
-// Heads of one unit of work at most: their scratch stays in a core's own cache.
-constexpr int64_t kMostHeads = 2;
-// Queries that a unit takes through all its heads in turn, and how far ahead their rows are fetched; cells fetched ahead
-// while heads are copied.
-constexpr int64_t kPrefetchQueries = 32;
-constexpr int64_t kPrefetchCells = 4;
+// How many queries ahead their offsets, logits and gradients are fetched: the tiles' order breaks the hardware's guess.
+constexpr int64_t kPrefetchQueries = 2;
+// Samples of one query that are prepared together at most, unless one head has more.
+constexpr int64_t kMostSamples = 512;
 // Outputs larger than this are written past the caches: nobody could read them there before they are evicted.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
-// Queries of one unit of work: small enough to balance threads, a multiple of kGroup.
-constexpr int64_t kQueryBlock = 512;
+// Queries of one unit of work: small enough to balance threads.
+constexpr int64_t kQueryBlock = 256;
 // Side, in cells of the finest level, of the tiles by which queries are ordered.
 constexpr int64_t kTile = 8;
 // A thread keeps its scratch between calls unless it is larger than this.
@@ -63,17 +59,9 @@ struct Array {
   Element type = Element::float32;
 };
 
-// Where a head's levels lie in the scratch, counted in cells. Around each level are two cells of zeros on every side;
-// those to the right of a line are those to the left of the next one.
-struct Frame {
-  int32_t origin[kMaxLevels];  // cell (0, 0)
-  int32_t pitch[kMaxLevels];   // cells from one line to the next
-  int64_t num_cells;
-};
-
 enum class Pass {
   forward,
-  backward,    // all three gradients, a head per unit
+  backward,    // all three gradients, some heads per unit
   parameters,  // gradients of offsets and logits (or locations and weights), a block of queries per unit
   scatter,     // grad_value, a level and vector of channels per unit
 };
@@ -81,16 +69,20 @@ enum class Pass {
 // One call, as the threads read it.
 struct Call {
   Problem problem;
-  Frame frame;
   bool fused, backward, is_double;
   bool streams;  // output is written past the caches
+  bool sums_in_place;  // gradients of value are summed in grad_value itself
   Pass pass;
   int64_t heads_per_unit, parts;  // a unit of work is one part (of queries or of cells) of some heads of one image
   Array value, reference, samples, weights;  // samples: offsets or locations; weights: logits or weights
+  Array rows;                                // value, or a copy in the compute type whose rows are whole vectors
+  int64_t width;                             // numbers from one row to the next
   Array output;                              // backward: grad_output
   Array grad_value, grad_samples, grad_weights;
   const int32_t* order;  // the order of the queries, of each image or (stride 0) of all
   int64_t order_batch_stride;
+
+  bool scatters() const { return pass == Pass::backward || pass == Pass::scatter; }
 };
 
 namespace baseline {
@@ -123,8 +115,11 @@ constexpr int kVectorBytes = FCACHE_VECTOR_BYTES;
 #endif
 
 struct Kernels {
+  int64_t (*row_width)(const Call&);
+  bool (*reads_value)(const Call&);
+  void (*widen_rows)(const Call&, int64_t begin, int64_t end);
   int64_t (*scratch_bytes)(const Call&);
-  int64_t (*scatter_parts)(const Call&);
+  int64_t vector_bytes;  // of its registers
   void (*run)(const Call&, int64_t begin, int64_t end, char* memory);
 };
 
@@ -140,11 +135,16 @@ Kernels choose_kernels() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (has_avx512 && (isa.empty() || isa == "avx512")) {
-    return {avx512::scratch_bytes, avx512::scatter_parts, avx512::run};
+    return {avx512::row_width, avx512::reads_value, avx512::widen_rows,
+            avx512::scratch_bytes, avx512::kVectorBytes, avx512::run};
   }
-  if (has_avx2 && isa != "baseline") return {avx2::scratch_bytes, avx2::scatter_parts, avx2::run};
+  if (has_avx2 && isa != "baseline") {
+    return {avx2::row_width,     avx2::reads_value,  avx2::widen_rows,
+            avx2::scratch_bytes, avx2::kVectorBytes, avx2::run};
+  }
 #endif
-  return {baseline::scratch_bytes, baseline::scatter_parts, baseline::run};
+  return {baseline::row_width, baseline::reads_value, baseline::widen_rows,
+          baseline::scratch_bytes, baseline::kVectorBytes, baseline::run};
 }
 
 // A thread's scratch. Huge pages matter: gathered rows are spread over more 4 KB pages than the TLB's first level has.
@@ -185,21 +185,25 @@ class Scratch {
   int64_t capacity_ = 0;
 };
 
-// Heads that share a unit of work: neighbours in memory, so that rows are read as wholes; never so many that a thread
-// would be without work.
-int64_t heads_per_unit(const Problem& problem, int64_t num_threads) {
-  const int64_t most = problem.batch * problem.num_heads / std::max<int64_t>(num_threads, 1);
-  const int64_t wanted = std::max<int64_t>(1, std::min({most, problem.num_heads, kMostHeads}));
-  const int64_t units = (problem.num_heads + wanted - 1) / wanted;
-  return (problem.num_heads + units - 1) / units;
+// Heads of one unit of work, a divisor of H: as many as possible, so that rows are read as wholes, but where a unit
+// takes all queries never so many that a thread would be without work.
+int64_t heads_per_unit(const Call& call) {
+  const Problem& p = call.problem;
+  if (call.pass == Pass::scatter) return 1;
+  const int64_t threads = std::max<int64_t>(torch::stable::get_num_threads(), 1);
+  int64_t most = std::max<int64_t>(1, kMostSamples / p.num_samples());
+  if (call.pass == Pass::backward) most = std::min(most, std::max<int64_t>(1, p.batch * p.num_heads / threads));
+  int64_t heads = std::min(most, p.num_heads);
+  while (p.num_heads % heads != 0) --heads;
+  return heads;
 }
 
 void run_pass(Call& call, Pass pass, int64_t parts, const Kernels& kernels) {
   call.pass = pass;
   call.parts = parts;
-  call.heads_per_unit = pass == Pass::scatter ? 1 : heads_per_unit(call.problem, torch::stable::get_num_threads());
+  call.heads_per_unit = heads_per_unit(call);
   const int64_t bytes = kernels.scratch_bytes(call);
-  const int64_t sets = (call.problem.num_heads + call.heads_per_unit - 1) / call.heads_per_unit * call.problem.batch;
+  const int64_t sets = call.problem.num_heads / call.heads_per_unit * call.problem.batch;
   torch::stable::parallel_for(0, sets * parts, 1, [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     kernels.run(call, begin, end, scratch.reserve(bytes));
@@ -207,18 +211,8 @@ void run_pass(Call& call, Pass pass, int64_t parts, const Kernels& kernels) {
   });
 }
 
-Frame frame_levels(const Levels& levels) {
-  Frame frame{};
-  int64_t end = 0;
-  for (int l = 0; l < levels.count; ++l) {
-    const int64_t pitch = levels.width[l] + 2;
-    frame.pitch[l] = static_cast<int32_t>(pitch);
-    frame.origin[l] = static_cast<int32_t>(end + 2 * pitch + 2);
-    end += (levels.height[l] + 4) * pitch + 2;
-    STD_TORCH_CHECK(end <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: the levels are too large");
-  }
-  frame.num_cells = end;
-  return frame;
+int64_t query_parts(const Problem& problem) {
+  return (problem.num_queries + kQueryBlock - 1) / kQueryBlock;
 }
 
 int64_t tile_of(double position, int64_t num_tiles) {  // NaN and points outside go to a border tile
@@ -283,7 +277,6 @@ Array array_of(const Tensor& tensor) {
 Call make_call(const Problem& problem, const Tensor& value, const Tensor& samples, const Tensor& weights) {
   Call call{};
   call.problem = problem;
-  call.frame = frame_levels(problem.levels);
   call.is_double = value.scalar_type() == ScalarType::Double;
   call.value = array_of(value);
   call.samples = array_of(samples);
@@ -291,14 +284,37 @@ Call make_call(const Problem& problem, const Tensor& value, const Tensor& sample
   return call;
 }
 
+// Sets call.rows; returns what they lie in.
+Tensor set_rows(Call& call, const Tensor& value, const Kernels& kernels) {
+  const Problem& p = call.problem;
+  call.width = kernels.row_width(call);
+  call.rows = call.value;
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  const int64_t widest = *std::max_element(p.levels.width, p.levels.width + p.levels.count);
+  STD_TORCH_CHECK(p.num_heads * call.width * 8 <= most && p.num_cells + 3 * (widest + 1) <= most,
+                  "ms_deform_attn: H * D must stay below 2^28, and S and three lines below 2^31");
+  if (kernels.reads_value(call)) return value;
+  const int64_t num_rows = p.batch * p.num_cells * p.num_heads;
+  Tensor rows = torch::stable::new_empty(value, {num_rows, call.width}, compute_type(value.scalar_type()));
+  call.rows = array_of(rows);
+  torch::stable::parallel_for(0, num_rows, 1024,
+                              [&](int64_t begin, int64_t end) { kernels.widen_rows(call, begin, end); });
+  return rows;
+}
+
 Tensor run_forward(Call& call, const Tensor& value) {
   Tensor output = new_output(value, call.problem);
   if (call.problem.empty()) return output;
   call.output = array_of(output);
+  const Kernels kernels = choose_kernels();
+  const Tensor rows = set_rows(call, value, kernels);
   const int64_t row_bytes = call.problem.head_dim * element_bytes(call.output.type);
-  call.streams = output.numel() * element_bytes(call.output.type) > kStreamBytes && row_bytes % 16 == 0;
+  call.streams = output.numel() * element_bytes(call.output.type) > kStreamBytes &&
+                 call.width == call.problem.head_dim &&
+                 row_bytes % kCacheLine == 0 &&
+                 reinterpret_cast<uintptr_t>(call.output.data) % kCacheLine == 0;
   const std::vector<int32_t> order = set_order(call);
-  run_pass(call, Pass::forward, (call.problem.num_queries + kQueryBlock - 1) / kQueryBlock, choose_kernels());
+  run_pass(call, Pass::forward, query_parts(call.problem), kernels);
   return output;
 }
 
@@ -318,11 +334,15 @@ Gradients run_backward(Call& call, const Tensor& grad_output, const Tensor& valu
   call.grad_weights = array_of(grad_weights);
   const std::vector<int32_t> order = set_order(call);
   const Kernels kernels = choose_kernels();
+  const Tensor rows = set_rows(call, value, kernels);
+  call.sums_in_place = call.grad_value.type == array_of(rows).type && call.width == problem.head_dim &&
+                       element_bytes(call.grad_value.type) >= 4;
   if (problem.batch * problem.num_heads >= torch::stable::get_num_threads()) {
     run_pass(call, Pass::backward, 1, kernels);
   } else {
-    run_pass(call, Pass::parameters, (problem.num_queries + kQueryBlock - 1) / kQueryBlock, kernels);
-    run_pass(call, Pass::scatter, kernels.scatter_parts(call), kernels);
+    run_pass(call, Pass::parameters, query_parts(problem), kernels);
+    const int64_t vectors = call.width * (call.is_double ? 8 : 4) / kernels.vector_bytes;
+    run_pass(call, Pass::scatter, problem.levels.count * vectors, kernels);
   }
   return {grad_value, grad_samples, grad_weights};
 }

@@ -1,6 +1,7 @@
 """Checkpoint files as named tensors that are read one at a time.
 
-Reads ``.safetensors``, and ``.pth``, ``.pt``, ``.bin`` through ``torch.load(weights_only=True)``.
+Reads ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` through ``torch.load(weights_only=True)``, and
+the numpy arrays of a plain ``.pkl``. No file is ever let run code.
 Nested tables are flattened, and what stands before a backbone's own names is found by matching
 them: ``teacher.backbone.``, ``image_encoder.trunk.`` and the like need no list.
 """
@@ -15,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fcache.backbones.description import Shape
+from fcache.backbones.pickles import NUMBERS, ForeignObjectError, load_arrays
 from fcache.errors import WeightsError
 
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
 # Names in Meta's files -> names in timm: the SwiGLU of DINOv2, its registers, its blocks in chunks
 # (training checkpoints), and the MLP of SAM 2's trunk.
 RENAMES = (
@@ -37,61 +40,77 @@ RENAMES = (
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Named tensors: their shapes at once, their values one by one, in float32 on the CPU."""
+    """Named tensors on the CPU: their shapes at once, their values one by one.
+
+    Values are in float32, unless the file was opened for its own types.
+    """
 
     shapes: Mapping[str, Shape]
     read: Callable[[str], Tensor]
     source: str
 
 
-def open_checkpoint(path: Path) -> Tensors:
+def open_checkpoint(path: Path, *, exact: bool = False, key: str = "weights=") -> Tensors:
     """Returns every tensor of a file under its flattened name.
+
+    Args:
+        path: The file.
+        exact: Keep each tensor's type instead of float32.
+        key: What stands before the path in the text of an error.
 
     Raises:
         WeightsError: the file is missing, of another kind, unreadable, or holds no tensors.
     """
+    told = f"{key}'{path}'"
     if path.suffix not in SUFFIXES:
         raise WeightsError(
-            f"weights='{path}' has the suffix '{path.suffix}'; expected {', '.join(SUFFIXES)}."
+            f"{told} has the suffix '{path.suffix}'; expected {', '.join(SUFFIXES)}."
         )
     if not path.is_file():
-        raise WeightsError(
-            f"weights='{path}' does not exist; expected hub, random:SEED or a checkpoint file."
-        )
+        known = "hub, random:SEED or a checkpoint file" if key else "a checkpoint file"
+        raise WeightsError(f"{told} does not exist; expected {known}.")
     try:
         opened = _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"weights='{path}' cannot be read: {reason}.") from None
-    except pickle.UnpicklingError:
+        raise WeightsError(f"{told} cannot be read: {reason.rstrip('.')}.") from None
+    except pickle.UnpicklingError as error:
+        which = f" ({error})" if isinstance(error, ForeignObjectError) else ""
         raise WeightsError(
-            f"weights='{path}' holds Python objects besides tensors, which are never unpickled "
+            f"{told} holds Python objects besides tensors{which}, which are never unpickled "
             f"(torch.load, weights_only=True); expected a file of tensors only."
         ) from None
     if not opened.shapes:
-        raise WeightsError(f"weights='{path}' holds no tensors.")
-    return opened
+        raise WeightsError(f"{told} holds no tensors.")
+    if exact:
+        return opened
+    return Tensors(opened.shapes, lambda name: opened.read(name).float(), opened.source)
 
 
 def _open_safetensors(path: Path) -> Tensors:
     file: Any = safe_open(path, framework="pt", device="cpu")  # its methods carry no types
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return Tensors(shapes, lambda name: file.get_tensor(name).float(), f"file {path.name}")
+    return Tensors(shapes, file.get_tensor, f"file {path.name}")
 
 
 def _open_torch(path: Path) -> Tensors:
     # Files of torch before 1.6 are no zip archives and cannot be mapped into memory.
     with path.open("rb") as opened:
         is_zip = opened.read(2) == b"PK"
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    if path.suffix == ".pkl" and not is_zip:
+        content = load_arrays(path)
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     tensors = dict(_flatten("", content))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Tensors(shapes, lambda name: tensors[name].detach().float(), f"file {path.name}")
+    return Tensors(shapes, lambda name: tensors[name].detach(), f"file {path.name}")
 
 
 def _flatten(prefix: str, content: Any) -> Iterable[tuple[str, Tensor]]:  # noqa: ANN401
     if isinstance(content, Tensor):
         yield prefix, content
+    elif isinstance(content, np.ndarray) and content.dtype.kind in NUMBERS:
+        yield prefix, torch.from_numpy(content)
     elif isinstance(content, Mapping):
         for key, value in content.items():
             yield from _flatten(f"{prefix}.{key}" if prefix else str(key), value)

@@ -22,6 +22,7 @@ from fcache.cli import (
     probe,
     recipes,
     verify,
+    weights,
 )
 from fcache.errors import ConfigError, FcacheError, InterruptedJobError
 
@@ -65,6 +66,7 @@ app.command("demo")(demo.demo)
 app.command("build")(build.build)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 
 
 def _print_version(wanted: bool) -> None:

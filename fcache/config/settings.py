@@ -96,7 +96,7 @@ def layered(
 def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN401
     """Keeps text for a field that holds text or a path; reads a value for any other."""
     annotation = str(kind.model_fields[key].annotation)
-    if text in {"none", "None"}:
+    if text in {"none", "None"} and "'none'" not in annotation:
         return None
     textual = "str" in annotation or "Path" in annotation or "Literal['" in annotation
     if "dict[" not in annotation and (textual or "tuple[int, int]" in annotation):

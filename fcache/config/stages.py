@@ -20,7 +20,7 @@ PositionRule = Literal["dinov2", "dinov2_reg", "timm"]
 class BackboneSettings(Settings):
     """Which frozen network runs, on which weights, in which arithmetic.
 
-    ``weights`` is ``hub``, ``random:SEED``, or a path to ``.pth``, ``.pt``, ``.bin`` or
+    ``weights`` is ``hub``, ``random:SEED``, or a path to ``.pth``, ``.pt``, ``.bin``, ``.pkl`` or
     ``.safetensors``. ``blocks`` overrides the default of the last block of each quarter of a
     plain ViT. ``pos`` defaults to the rule the model was trained with.
     """

@@ -91,6 +91,18 @@ def part_of(official: str, *, has_adapter: bool = True) -> Part:
     return "segmenter" if known else "unknown"
 
 
+def segmenter_names(official: Iterable[str]) -> dict[str, str]:
+    """Returns our name -> official name for what belongs to the segmenter."""
+    names = list(official)
+    has_adapter = any(name.startswith("backbone.spm.") for name in names)
+    found = {name: SEGMENTER_KEYS.ours(OLD_NAMES.get(name, name)) for name in names}
+    return {
+        ours: name
+        for name, ours in found.items()
+        if ours is not None and part_of(name, has_adapter=has_adapter) == "segmenter"
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Reshaped:
     """A tensor of the right name and another shape, such as a class head of other categories."""

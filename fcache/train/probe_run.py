@@ -12,11 +12,11 @@ import numpy.typing as npt
 from fcache.config import ProbeConfig
 from fcache.data.canvas import IGNORE
 from fcache.data.dataset import ClipDataset
-from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
 from fcache.eval.semantic import ConfusionMatrix, mean_iou, prior_counts
-from fcache.manifest import Category, Manifest
+from fcache.manifest import Category
 from fcache.store.cache import View
+from fcache.train.labels import embedded_labels
 from fcache.train.probe import ProbeHead, ProbeProgress, train_probe
 
 NUM_PICTURES = 4
@@ -149,7 +149,7 @@ def _pixels(frames: CachedFrames, num_categories: int) -> npt.NDArray[np.int64]:
 
 
 def _datasets(view: View, config: ProbeConfig) -> tuple[ClipDataset, ClipDataset, str]:
-    labels = config.labels or _embedded_labels(view)
+    labels = config.labels or embedded_labels(view, "probe")
     everything = ClipDataset(view, labels=labels, selection=config.selection)
     splits = sorted({video.split for video, _ in everything.clips if video.split})
     if splits:
@@ -172,19 +172,3 @@ def _datasets(view: View, config: ProbeConfig) -> tuple[ClipDataset, ClipDataset
     train = everything.only(lambda video: video.video_id not in held_out)
     val = everything.only(lambda video: video.video_id in held_out)
     return train, val, f"no splits known: {len(held_out)} of {len(videos)} videos held out"
-
-
-def _embedded_labels(view: View) -> LabelReader:
-    """The labels of the manifest the view was built from.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    manifests = [Manifest.model_validate(content) for content in view.index.manifests()]
-    labelled = [manifest for manifest in manifests if manifest.labels]
-    if not labelled:
-        raise ConfigError(
-            f"view {view.key} was built from a manifest without labels; give labels=DIR.",
-            run=f"fcache probe '{view.folder.parent}' labels=DIR",
-        )
-    return LabelReader.from_manifest(labelled[-1])

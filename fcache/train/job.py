@@ -1,0 +1,246 @@
+"""A whole training run: opens what it needs, goes on where it stopped, and writes it all down."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fcache
+from fcache.config import SegmenterConfig, TrainConfig
+from fcache.data.features import CachedFeatures, Features
+from fcache.errors import ConfigError
+from fcache.store.cache import View
+from fcache.train.build import build_segmenter, num_parameters, segmenter_stage
+from fcache.train.checkpoint import MODEL, Checkpoints, Saved
+from fcache.train.data import TrainData, open_data, train_loader, validation
+from fcache.train.distributed import World, joined
+from fcache.train.initialise import initialise
+from fcache.train.interrupt import interruptible
+from fcache.train.lease import leased
+from fcache.train.log import RunLog
+from fcache.train.loop import Loop, Progress, Report
+from fcache.train.methods import Told, methods_text, reproduce_text
+from fcache.train.optimizer import MultiStep, make_optimizer
+from fcache.train.run_folder import METHODS, REPRODUCE, RunFolder
+from fcache.train.segmenter import SegmenterStage
+from fcache.train.step import TrainStep
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        run: Its folder.
+        last: The checkpoint of the last step, validated.
+        best: The one with the best score.
+        metric: Which score that is.
+    """
+
+    run: Path
+    last: Saved
+    best: Saved
+    metric: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it in JSON's types."""
+        return {
+            "run": str(self.run),
+            "metric": self.metric,
+            "steps": self.last.step,
+            "metrics": dict(self.last.metrics or {}),
+            "best_step": self.best.step,
+            "best_metrics": dict(self.best.metrics or {}),
+        }
+
+
+def run_training(
+    cache: str | Path,
+    config: SegmenterConfig,
+    run: Path,
+    *,
+    report: Report = lambda event: None,
+    features: Callable[[View], Features] = CachedFeatures,
+) -> TrainResult:
+    """Trains, or goes on training, in the folder ``run``.
+
+    Under ``torchrun`` every rank calls this; rank 0 writes and reports.
+
+    Args:
+        cache: A cache's folder, or ``FOLDER@KEYPREFIX``.
+        config: A resolved recipe.
+        run: The run's folder.
+        report: Told events: ``start``, ``step``, ``saved``, ``validated``, ``stopping``, ``note``.
+        features: Where stage outputs of a view come from.
+
+    Raises:
+        ConfigError: the cache lacks what the labels need, or the folder holds another run.
+        WeightsError: ``init`` or a checkpoint is of another architecture.
+        NotFiniteError: a loss that is not a number; the last checkpoint stays.
+        InterruptedJobError: Ctrl-C; the steps taken are saved.
+        NoSpaceError: the disk is full; the last checkpoint stays.
+    """
+    if config.source == "live" and features is CachedFeatures:
+        raise ConfigError("source=live runs a backbone, and there is none here; give source=cache.")
+    with ExitStack() as stack:
+        world = stack.enter_context(joined(config.device))
+        data = open_data(cache, config)
+        folder = RunFolder(run)
+        tell = report if world.is_main else _silent
+        stage, notes = _stage(config, data, world, folder)
+        if world.is_main:
+            stack.enter_context(folder.held())
+            folder.begin(config, _facts(config, data, world))
+            _write_texts(folder, config, data, stage, world)
+            missed = stack.enter_context(
+                leased(data.cache, run, sorted({data.view.key, data.val_view.key}))
+            )
+            notes += [f"no lease in the cache: {missed}"] if missed else []
+        world.agree()
+        metric = "pq" if data.kind == "panoptic" else "miou"
+        checkpoints = Checkpoints(folder.checkpoints, metric)
+        step = TrainStep(
+            stage,
+            make_optimizer(stage.groups()),
+            MultiStep(config.milestones, config.gamma),
+            clip_norm=config.clip_norm,
+            amp=config.amp,
+            world=world,
+        )
+        progress = _resume(checkpoints, step)
+        world.agree()  # nobody prunes before everybody has read
+        if world.is_main:
+            checkpoints.sweep()
+        tell(_started(config, data, stage, world, progress))
+        for note in notes:
+            tell({"event": "note", "text": note})
+        log = stack.enter_context(RunLog(run, progress.first_step)) if world.is_main else None
+        loop = Loop(
+            config,
+            stage,
+            step,
+            checkpoints,
+            partial(validation, data, config, world, features(data.val_view)),
+            world=world,
+            log=log,
+            report=tell,
+        )
+        stop = stack.enter_context(interruptible(lambda: tell({"event": "stopping"})))
+        loader = stack.enter_context(
+            train_loader(data, config, world, features(data.view), progress.first_step)
+        )
+        loop.run(loader, progress, stop)
+        world.agree()
+        last, best = checkpoints.last, checkpoints.best
+        assert last is not None
+        return TrainResult(run, last, best or last, metric)
+
+
+def _stage(
+    config: SegmenterConfig, data: TrainData, world: World, folder: RunFolder
+) -> tuple[SegmenterStage, list[str]]:
+    """Returns the stage with its first weights, and what is to be said about them."""
+    module = build_segmenter(config, data.view.index.layout, len(data.categories))
+    notes = [f"left out: video '{video}': {reason}" for video, reason in data.quarantined]
+    if config.init is not None and not folder.exists:
+        begun = initialise(module, config.init)
+        if begun.fresh:
+            notes.append(
+                f"{len(begun.fresh)} tensors of init are for other categories and start afresh: "
+                f"{', '.join(begun.fresh)}"
+            )
+    return segmenter_stage(config, module.to(world.device), data.categories), notes
+
+
+def _resume(checkpoints: Checkpoints, step: TrainStep) -> Progress:
+    saved = checkpoints.last
+    if saved is None:
+        return Progress(0, None)
+    scaler = checkpoints.load(saved, step.stage.module, step.optimizer)
+    step.scaler.load_state_dict(dict(scaler))
+    return Progress(saved.step, saved)
+
+
+def _facts(config: TrainConfig, data: TrainData, world: World) -> dict[str, Any]:
+    return {
+        "stage": "segmenter",
+        "views": {"train": data.view.key, "val": data.val_view.key},
+        "labels": data.kind,
+        "categories": [category.name for category in data.categories],
+        "parents": {} if config.init is None else {"init": _sha256(config.init)},
+        "cache": str(data.cache.absolute()),
+        "versions": _versions(),
+        "ranks": world.size,
+    }
+
+
+def _write_texts(
+    folder: RunFolder,
+    config: SegmenterConfig,
+    data: TrainData,
+    stage: SegmenterStage,
+    world: World,
+) -> None:
+    told = Told(
+        identity=data.view.identity,
+        data=data.labels.reader.origin,
+        num_categories=len(data.categories),
+        num_videos=len(data.videos),
+        num_trained=num_parameters(stage.module),
+        kind=data.kind,
+        versions=_versions(),
+        ranks=world.size,
+    )
+    cache = f"{data.cache.absolute()}@{data.view.key}"
+    folder.write_text(METHODS, methods_text(config, told))
+    folder.write_text(REPRODUCE, reproduce_text(config, told, cache), executable=True)
+
+
+def _started(
+    config: TrainConfig,
+    data: TrainData,
+    stage: SegmenterStage,
+    world: World,
+    progress: Progress,
+) -> dict[str, Any]:
+    return {
+        "event": "start",
+        "step": progress.first_step,
+        "steps": config.steps,
+        "batch": config.batch,
+        "videos": len(data.videos),
+        "val_frames": len(data.frames),
+        "split_by": data.split_by,
+        "targets": data.kind,
+        "categories": len(data.categories),
+        "parameters": num_parameters(stage.module),
+        "views": {"train": data.view.key, "val": data.val_view.key},
+        "device": str(world.device),
+        "ranks": world.size,
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "fcache": fcache.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _sha256(init: Path) -> str:
+    path = init / MODEL if init.is_dir() else init
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _silent(event: dict[str, Any]) -> None:
+    pass
