@@ -135,6 +135,7 @@ class Truth:
         self.rows = rows_of(cache)
         self.groups: dict[str, Group] = {}  # of shard files and commit records
         self.num_frames: Counter[Group] = Counter()
+        self._ends: dict[str, Group] = {}  # of ends that no commit record carries
         self._read: dict[str, list[range]] = {}
         self._in_force: set[str] = set()
         for view in open_cache(cache).views:
@@ -147,9 +148,12 @@ class Truth:
         return any(flip.offset in span for span in self._read.get(flip.name, [range(1 << 60)]))
 
     def unit(self, flip: Flip) -> object:
-        """What is mended as one: a row group, or a file and its second copy."""
+        """What is mended as one: a row group, or a file and its second copy.
+
+        A video's end goes with its last shard: where both are made again, one tells of the other.
+        """
         copied = flip.name.replace(f"index/{MIRROR}/zarr", "zarr").replace(f"{MIRROR}/", "")
-        return self.groups.get(flip.name, copied)
+        return self.groups.get(flip.name) or self._ends.get(flip.name, copied)
 
     def _learn(self, key: str, index: ViewIndex) -> None:
         state = index.load()
@@ -164,6 +168,10 @@ class Truth:
                 self.groups[one] = (key, bucket, shard)
             end = range(record.size_bytes - 16 * spec.shard_chunks - 4, record.size_bytes)
             self._read[name] = [end, *(range(at, at + size) for _, at, size, _ in record.chunks)]
+        for path in index.index.glob("ended/*.json"):
+            item = state.items[path.stem]
+            shard = item.row_of(item.num_rows - 1) // SHARD_ROWS
+            self._ends[f"{key}/index/ended/{path.name}"] = (key, item.bucket.name, shard)
         for frame in state.tables.frames.table().to_pylist():
             self.num_frames[key, frame["bucket"], frame["row"] // SHARD_ROWS] += 1
 
