@@ -95,7 +95,9 @@ def run_training(
         data = open_data(cache, config)
         folder = RunFolder(run)
         tell = report if world.is_main else _silent
-        stage, notes = _stage(config, data, world, folder)
+        metric = "pq" if data.kind == "panoptic" else "miou"
+        checkpoints = Checkpoints(folder.checkpoints, metric)
+        stage, notes = _stage(config, data, world, is_begun=checkpoints.last is not None)
         if world.is_main:
             stack.enter_context(folder.held())
             folder.begin(config, _facts(config, data, world))
@@ -105,8 +107,6 @@ def run_training(
             )
             notes += [f"no lease in the cache: {missed}"] if missed else []
         world.agree()
-        metric = "pq" if data.kind == "panoptic" else "miou"
-        checkpoints = Checkpoints(folder.checkpoints, metric)
         step = TrainStep(
             stage,
             make_optimizer(stage.groups()),
@@ -145,12 +145,12 @@ def run_training(
 
 
 def _stage(
-    config: SegmenterConfig, data: TrainData, world: World, folder: RunFolder
+    config: SegmenterConfig, data: TrainData, world: World, *, is_begun: bool
 ) -> tuple[SegmenterStage, list[str]]:
     """Returns the stage with its first weights, and what is to be said about them."""
     module = build_segmenter(config, data.view.index.layout, len(data.categories))
     notes = [f"left out: video '{video}': {reason}" for video, reason in data.quarantined]
-    if config.init is not None and not folder.exists:
+    if config.init is not None and not is_begun:
         begun = initialise(module, config.init)
         if begun.fresh:
             notes.append(
@@ -238,8 +238,14 @@ def _versions() -> dict[str, str]:
 
 def _sha256(init: Path) -> str:
     path = init / MODEL if init.is_dir() else init
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"init='{init}' cannot be read: {error.strerror}; expected the weights that the run "
+            "starts, or started, from."
+        ) from None
 
 
 def _silent(event: dict[str, Any]) -> None:

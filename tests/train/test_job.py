@@ -271,6 +271,30 @@ def test_weights_of_a_run_start_another(scene_cache: Path, unbroken: Path, tmp_p
     assert len(facts["parents"]["init"]) == 64
 
 
+def test_run_that_failed_before_its_first_checkpoint_still_starts_from_init(
+    scene_cache: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    class Spoiled(CachedFeatures):
+        def stages(self, clip, pixels, dtype):
+            return [stage * torch.nan for stage in super().stages(clip, pixels, dtype)]
+
+    init = unbroken / "checkpoints" / "step-0000004"
+    config, losses = tiny(steps=1, init=init), []
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            losses.append(event["loss"])
+
+    with pytest.raises(NotFiniteError):
+        run_training(scene_cache, config, tmp_path / "failed", features=Spoiled)
+    for run in ("failed", "other"):
+        run_training(scene_cache, config, tmp_path / run, report=report)
+    assert losses[0] == losses[1]
+    gone = tiny(steps=1, init=tmp_path / "gone.safetensors")
+    with pytest.raises(ConfigError, match=r"init='.*' cannot be read: No such file"):
+        run_training(scene_cache, gone, tmp_path / "other")
+
+
 def test_weights_of_another_architecture_are_refused(
     scene_cache: Path, unbroken: Path, tmp_path: Path
 ) -> None:
