@@ -21,6 +21,7 @@ from fcache.cli import (
     inspect,
     probe,
     recipes,
+    train,
     verify,
     weights,
 )
@@ -61,6 +62,7 @@ app.command("verify")(verify.verify)
 app.command("why")(extract.why)
 app.command("copy")(copy.copy)
 app.command("probe")(probe.probe)
+app.command("train")(train.train)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
 app.command("build")(build.build)
