@@ -48,7 +48,9 @@ class Arena:
         return memory.view(kind).reshape(shape)
 
     def _make(self, size: int) -> npt.NDArray[np.uint8]:
-        if not self._pin_memory:
-            return np.empty(size, np.uint8)  # in huge pages, which torch does not ask for
+        if not self._pin_memory:  # numpy asks for huge pages, torch does not
+            memory = np.empty(size + ALIGN_BYTES, np.uint8)
+            start = -memory.ctypes.data % ALIGN_BYTES
+            return memory[start : start + size]
         made: npt.NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
         return made

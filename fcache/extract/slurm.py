@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fcache.config import read_toml
 from fcache.errors import ConfigError, FcacheError
 from fcache.extract.executors import DaskExecutor, Executor, quiet_logs
 
@@ -79,10 +79,7 @@ def _settings(file: Path) -> tuple[int, dict[str, Any]]:
     Raises:
         ConfigError: the file does not say it, or this machine cannot submit jobs.
     """
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"'{file}' is not a readable TOML file: {error}.") from None
+    table = read_toml(file)
     jobs = table.pop("jobs", None)
     if not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"'{file}' has jobs={jobs}; expected the number of SLURM jobs.")

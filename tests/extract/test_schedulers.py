@@ -61,7 +61,7 @@ def test_an_address_that_nobody_answers_is_one_message(videos: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "is not a readable TOML file"),
+        (None, "does not exist; expected a TOML file"),
         ("jobs = [", "is not a readable TOML file"),
         ("memory = '1GB'", "jobs=None; expected the number"),
         ("jobs = 0", "jobs=0"),
