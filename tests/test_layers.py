@@ -17,17 +17,26 @@ PACKAGE = Path(fcache.__file__).parent
 # Room -> rooms it may import; a room may always import itself.
 INSIDE = {
     "errors": set(),
+    "interrupt": set(),
     "config": {"errors"},
     "manifest": {"errors", "config"},
     "store": {"errors"},
     "sources": {"errors", "config", "manifest"},
     "backbones": {"errors", "config", "manifest"},
-    "extract": {"errors", "config", "manifest", "store", "sources", "backbones"},
+    "extract": {
+        "errors",
+        "interrupt",
+        "config",
+        "manifest",
+        "store",
+        "sources",
+        "backbones",
+    },
     "data": {"errors", "config", "manifest", "store"},
     "eval": {"errors", "manifest"},
     "ops": {"errors"},
     "models": {"errors", "ops"},
-    "train": {"errors", "config", "manifest", "store", "data", "eval", "models"},
+    "train": {"errors", "interrupt", "config", "manifest", "store", "data", "eval", "models"},
     "cache": {"errors", "store", "data"},
 }
 # Third-party package -> rooms that may import it; others are free.

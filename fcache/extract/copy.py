@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from fcache.extract.precision import merge_errors
 from fcache.extract.produced import Produced
 from fcache.extract.producer import choose_device
 from fcache.extract.told import stored_errors
+from fcache.interrupt import StopRequest, interruptible
 from fcache.manifest import Manifest
 from fcache.store.cache import StoreCache, View, create_root
 from fcache.store.claims import Claims
@@ -82,7 +80,7 @@ def run_copy(plan: CopyPlan, *, device: str, report: Report) -> CopySummary:
     index = _prepare(plan)
     job = _Copying(plan, index, where, report)
     try:
-        with _stoppable(report) as stop:
+        with interruptible(lambda: report({"event": "stopping"})) as stop:
             job.work(stop)
     except BaseException:
         with suppress(FcacheError, OSError):  # what stopped the copy is what is told
@@ -152,31 +150,31 @@ class _Copying:
         self._provenance = {"torch": used["torch"], "device": used["device"]}
         self._report = report
 
-    def work(self, stop: threading.Event) -> None:
+    def work(self, stop: StopRequest) -> None:
         """Goes on until nothing is missing, waiting for row groups that another copy writes."""
         self._report({"event": "start", "frames": self._todo_frames})
         told = 0
         while True:
             state = self._index.load()
             busy = self._write(self._rows.missing(state), state.generation, stop)
-            if stop.is_set() or not busy:
+            if stop.asked or not busy:
                 break
             if busy != told:
                 self._report({"event": "waiting", "shards": busy})
             told = busy
             time.sleep(WAIT_S)
-        if stop.is_set() and self._rows.missing(self._index.load()):
+        if stop.asked and self._rows.missing(self._index.load()):
             raise InterruptedJobError(
                 f"stopped after {self.num_frames:,} frames; every committed shard is kept. The "
                 "same command goes on from there."
             )
 
-    def _write(self, groups: Sequence[Group], generation: int, stop: threading.Event) -> int:
+    def _write(self, groups: Sequence[Group], generation: int, stop: StopRequest) -> int:
         """Writes row groups; returns how many another copy holds."""
         busy = 0
         with Claims(self._index.index) as claims, Behind() as behind:
             for group in groups:
-                if stop.is_set():
+                if stop.asked:
                     break
                 if not claims.take(group.bucket.name, group.shard):
                     busy += 1
@@ -251,23 +249,3 @@ def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
     began_s = time.monotonic()
     yield
     spent[name] += time.monotonic() - began_s
-
-
-@contextmanager
-def _stoppable(report: Report) -> Iterator[threading.Event]:
-    """Ctrl-C once: the row group at hand is finished. Twice: at once. Nothing committed is lost."""
-    stop = threading.Event()
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        report({"event": "stopping"})
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
-    try:
-        yield stop
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)

@@ -1,16 +1,14 @@
-"""Ctrl-C: how a job tells its workers to stop, wherever they are."""
+"""How a job tells its workers to stop, wherever they are: by a file."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from fcache.errors import InterruptedJobError
+from fcache.interrupt import interruptible
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -19,28 +17,22 @@ Report = Callable[[dict[str, Any]], None]
 def stoppable(stop_file: Path, report: Report) -> Iterator[None]:
     """Ctrl-C once: workers finish the shard at hand. Twice: at once. Nothing committed is lost."""
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop_file.exists():
-            raise KeyboardInterrupt
+    def ask() -> None:
         stop_file.touch()
         report({"event": "stopping"})
 
     stop_file.parent.mkdir(parents=True, exist_ok=True)
     stop_file.unlink(missing_ok=True)  # a killed job of the same process id may have left it
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, on_interrupt) if in_main else None
-    try:
-        yield
-    except InterruptedJobError:
-        stop_file.unlink(missing_ok=True)
-        raise
-    except BaseException:
-        # It stays until a sweep: workers of a scheduler that lives on stop at their next shard.
-        with suppress(OSError):
-            stop_file.touch()
-        raise
-    else:
-        stop_file.unlink(missing_ok=True)
-    finally:
-        if in_main:
-            signal.signal(signal.SIGINT, before)
+    with interruptible(ask):
+        try:
+            yield
+        except InterruptedJobError:
+            stop_file.unlink(missing_ok=True)
+            raise
+        except BaseException:
+            # It stays until a sweep: workers of a scheduler that lives on stop at their next shard.
+            with suppress(OSError):
+                stop_file.touch()
+            raise
+        else:
+            stop_file.unlink(missing_ok=True)

@@ -17,13 +17,13 @@ import fcache
 from fcache.config import SegmenterConfig, TrainConfig
 from fcache.data.features import CachedFeatures, Features
 from fcache.errors import ConfigError
+from fcache.interrupt import interruptible
 from fcache.store.cache import View
 from fcache.train.build import build_segmenter, num_parameters, segmenter_stage
 from fcache.train.checkpoint import MODEL, Checkpoints, Saved
 from fcache.train.data import TrainData, open_data, train_loader, validation
 from fcache.train.distributed import World, joined
 from fcache.train.initialise import initialise
-from fcache.train.interrupt import interruptible
 from fcache.train.lease import leased
 from fcache.train.log import RunLog
 from fcache.train.loop import Loop, Progress, Report

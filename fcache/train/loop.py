@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from fcache.config import TrainConfig
 from fcache.errors import InterruptedJobError
+from fcache.interrupt import StopRequest
 from fcache.train.checkpoint import Checkpoints, Saved
 from fcache.train.distributed import World
-from fcache.train.interrupt import StopRequest
 from fcache.train.log import RunLog
 from fcache.train.stage import Batch, FrameScores, ReadBatch, Stage
 from fcache.train.step import StepResult, TrainStep

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fcache.errors import ConfigError
-from fcache.train.interrupt import interruptible
+from fcache.interrupt import interruptible
 from fcache.train.lease import leased
 from fcache.train.log import RunLog, read_metrics
 from fcache.train.methods import REFERENCES, Told, methods_text

@@ -1,4 +1,4 @@
-"""Ctrl-C while training: once, the step at hand ends and is saved; twice, at once."""
+"""Ctrl-C during long work: once, what is at hand is finished and kept; twice, at once."""
 
 from __future__ import annotations
 
