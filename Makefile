@@ -12,8 +12,9 @@ FLIPS ?= 1000
 demo: $(STAMP)
 	$(BIN)/fcache demo demo-out
 
+# A worker a core; a file's tests stay together, because they share what is dear to make.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 # Kills and bit flips by the hundred; takes long. Its log stays in docs/results.
 soak: SHELL := bash
