@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcache.store.chunks import CHUNK, IN_MEMORY, Chunks, checksum
@@ -26,10 +27,10 @@ def with_chunk_records(data: bytes) -> tuple[Columns, Chunks]:
     old = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     columns = {name: old[name] for name in SHARDS.names if name in old.column_names}
     lists = [old[name] for name in ("offsets", "sizes", "positions", "crcs")]
-    count = np.asarray(pa.compute.list_value_length(lists[0]), np.int64)
+    count = np.asarray(pc.list_value_length(lists[0]), np.int64)
     chunks = np.empty(count.sum(), CHUNK)
     for name, values in zip(CHUNK.names or (), lists, strict=True):
-        chunks[name] = np.asarray(pa.compute.list_flatten(values))
+        chunks[name] = np.asarray(pc.list_flatten(values))
     first = np.cumsum(count) - count
     ends = zip(first.tolist(), (first + count).tolist(), strict=True)
     # The text is the same in every array of a row group.
