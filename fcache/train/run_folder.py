@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 
 from fcache.config import FREE_KEYS, TrainConfig
 from fcache.errors import ConfigError
@@ -72,7 +73,8 @@ class RunFolder:
         """
         recipe = recipe_table(config)
         if self.exists:
-            differences = _differences(self._recipe(), recipe) + _differences(self.facts(), facts)
+            before = _completed(self._recipe(), type(config))
+            differences = _differences(before, recipe) + _differences(self.facts(), facts)
             if differences:
                 raise ConfigError(
                     f"'{self.path}' is a run of another recipe: {'; '.join(differences)}. "
@@ -126,6 +128,14 @@ def recipe_table(config: TrainConfig) -> dict[str, Any]:
     if config.crop is not None:
         written["crop"] = "x".join(map(str, config.crop))
     return written
+
+
+def _completed(recipe: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
+    """Returns a recipe that was written down with the defaults of keys that are newer than it."""
+    try:
+        return recipe_table(kind.model_validate(recipe))
+    except ValidationError:
+        return recipe  # a key it has is gone: that is a difference, and shown as one
 
 
 def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -52,6 +52,19 @@ def test_same_recipe_and_facts_begin_twice_and_others_are_refused(tmp_path: Path
     assert folder.facts()["views"] == {"train": "ab"}
 
 
+def test_run_written_before_a_key_came_is_resumed_with_its_default(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(tiny(), FACTS)
+    path = tmp_path / "run" / "recipe.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("gamma")]
+    assert len(older) < len(lines)
+    path.write_text("".join(older))
+    with pytest.raises(ConfigError, match=r"gamma is 0\.1 there and 0\.5 here"):
+        folder.begin(tiny(gamma=0.5), FACTS)
+    folder.begin(tiny(), FACTS)
+
+
 def test_damaged_facts_are_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin(tiny(), FACTS)
