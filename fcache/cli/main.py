@@ -21,6 +21,7 @@ from fcache.cli import (
     inspect,
     probe,
     recipes,
+    run,
     train,
     verify,
     weights,
@@ -63,6 +64,7 @@ app.command("why")(extract.why)
 app.command("copy")(copy.copy)
 app.command("probe")(probe.probe)
 app.command("train")(train.train)
+app.command("run")(run.run)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
 app.command("build")(build.build)
