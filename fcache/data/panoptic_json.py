@@ -7,7 +7,6 @@ COCO: ``annotations`` holds one entry an image. Both name a frame by ``file_name
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fcache.data.json_stream import JsonWalk
 from fcache.errors import LabelError
 from fcache.manifest import Category, Labels
 
@@ -27,6 +27,10 @@ class FrameSegments:
     category_ids: np.ndarray  # [segments] int32, ids of the data set
     is_crowd: np.ndarray  # [segments] bool
     areas: np.ndarray  # [segments] int64, pixels as the JSON states them, -1 where it does not
+
+
+class _ListedTwiceError(LabelError):
+    """Two entries are for one frame."""
 
 
 @dataclass(slots=True)
@@ -45,7 +49,9 @@ class ListedFrames:
         for entry in entries:
             path = PurePosixPath(entry["file_name"]).with_suffix("")
             if str(path) in self.by_name:
-                raise LabelError(f"frame '{path}' is listed twice; expected one entry a frame.")
+                raise _ListedTwiceError(
+                    f"frame '{path}' is listed twice; expected one entry a frame."
+                )
             self.by_name[str(path)] = segments_of(entry["segments_info"])
             self.by_stem.setdefault(path.name, []).append(str(path))
 
@@ -70,6 +76,16 @@ class SegmentIndex:
 
     videos: dict[str | None, ListedFrames] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Adds an item of the JSON's ``annotations``.
+
+        Raises:
+            LabelError: a frame is listed twice.
+        """
+        video_id = str(entry["video_id"]) if "video_id" in entry else None
+        rows = [entry] if video_id is None else entry["annotations"]
+        self.videos.setdefault(video_id, ListedFrames()).add(rows)
 
     def find(
         self, labels: Labels, image: Path, video_id: str, frame_name: str
@@ -110,23 +126,32 @@ def read_segments(path: Path) -> SegmentIndex:
     Raises:
         LabelError: the file cannot be read, has neither shape, or lists a frame twice.
     """
-    try:
-        table = json.loads(path.read_bytes())
-        index = SegmentIndex(categories=read_categories(table.get("categories", ())))
-        for entry in table["annotations"]:
-            video_id = str(entry["video_id"]) if "video_id" in entry else None
-            rows = [entry] if video_id is None else entry["annotations"]
-            index.videos.setdefault(video_id, ListedFrames()).add(rows)
-    except LabelError as error:
-        raise LabelError(f"in panoptic JSON '{path}' {error.message}") from error
-    except OSError as error:
-        raise LabelError(f"panoptic JSON '{path}' cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LabelError(
-            f"'{path}' is not panoptic JSON of VIPSeg's or COCO's shape, an 'annotations' list "
-            f"with 'segments_info' for each frame: {error!r}."
-        ) from error
+    index, listed = SegmentIndex(), False
+    with JsonWalk(path, "panoptic JSON") as walk:
+        try:
+            for key in walk.members():
+                if key == "annotations":
+                    listed = True
+                    for _ in walk.items():
+                        index.add(walk.value()[0])
+                else:
+                    value = walk.value()[0]
+                    if key == "categories":
+                        index.categories = read_categories(value)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _shapeless(path, repr(error)) from error
+        except _ListedTwiceError as error:
+            raise LabelError(f"in panoptic JSON '{path}' {error.message}") from None
+    if not listed:
+        raise _shapeless(path, "it has no 'annotations'")
     return index
+
+
+def _shapeless(path: Path, why: str) -> LabelError:
+    return LabelError(
+        f"'{path}' is not panoptic JSON of VIPSeg's or COCO's shape, an 'annotations' list with "
+        f"'segments_info' for each frame: {why}."
+    )
 
 
 def read_categories(rows: Iterable[Mapping[str, Any]]) -> tuple[Category, ...]:

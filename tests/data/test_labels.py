@@ -275,10 +275,19 @@ def test_unknown_category_and_broken_json_are_named(tmp_path: Path) -> None:
     reader = LabelReader([labels], CATEGORIES, tmp_path, origin="the test")
     with pytest.raises(LabelError, match="uses category id 77, which the test does not list"):
         reader.semantic("v", "0")
-    for text in ("[", "[]", '{"annotations": [{"video_id": "v"}]}', '{"annotations": 3}'):
+    shapeless = r"all\.json' is not panoptic JSON"
+    damaged = r"all\.json', panoptic JSON, is not whole JSON of the expected shape"
+    for text, told in (
+        ("[", damaged),
+        ("[]", damaged),
+        ('{"annotations": 3}', damaged),
+        ('{"annotations": [{"video_id": "v"', damaged),
+        ('{"annotations": [{"video_id": "v"}]}', shapeless),
+        ('{"categories": []}', shapeless),
+    ):
         path.write_text(text)
         reader = LabelReader([labels], CATEGORIES, tmp_path, origin="the test")
-        with pytest.raises(LabelError, match=r"all\.json' is not panoptic JSON"):
+        with pytest.raises(LabelError, match=told):
             reader.semantic("v", "0")
 
 
