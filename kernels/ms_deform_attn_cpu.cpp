@@ -1,7 +1,7 @@
 // Multi-scale deformable attention on the CPU, forward and backward: the ops of the fcache library for CPU tensors.
 //
 // This file is the part that does not depend on the instruction set: it lays out the scratch, orders the queries, cuts
-// the work into units and picks a set. The arithmetic is in ms_deform_attn_cpu.inc.
+// the work into units and picks a set. The arithmetic is in ms_deform_attn_cpu.inc and what that includes.
 //
 // Results have the same bits for any number of threads. Forward and the gradients of offsets and logits belong to one
 // query each. grad_value of one head is summed by one thread in the order of the queries; with more threads than heads

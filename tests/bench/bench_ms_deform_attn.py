@@ -1,12 +1,14 @@
 """The fused op against what projects run instead, at the models' shapes, beside the least possible.
 
     python -m tests.bench.bench_ms_deform_attn [--device cpu|cuda] [--dtype float32,bfloat16]
-        [--batch 1] [--px 604] [--rounds 5] [--json FILE]
+        [--batch 1] [--px 604] [--rounds 5] [--least] [--json FILE]
 
 Every row is checked against float64 before it is timed. CPU: seconds of one thread, with the memory
-of results mapped before (as in a training loop) and fresh, and the clock of two threads. CUDA: the
-device's own clock, with a cold and a warm L2, and the memory at the peak; there the chain around a
-thread-per-channel kernel (``unfused_chain.cu``) is built and timed too.
+of results mapped before (as in a training loop) and fresh, and the clock of two threads; medians
+of calls that alternate with the others' or, with ``--least``, the least of calls in a row, whose
+inputs are cached. What the core itself allows: ``cpu_limits.cpp``. CUDA: the device's own clock,
+with a cold and a warm L2, and the memory at the peak; there the chain around a thread-per-channel
+kernel (``unfused_chain.cu``) is built and timed too.
 
 Needs torch, numpy, scipy and safetensors only.
 """
@@ -93,19 +95,21 @@ def bench_shape(shape: Shape, dtype: torch.dtype, args: argparse.Namespace) -> d
     return {name: {**errors[name], **row} for name, row in rows.items()}
 
 
-def show(rows: dict[str, Row], floors: tuple[Floor, Floor]) -> None:
+def show(rows: dict[str, Row], floors: tuple[Floor, Floor], least: bool) -> None:
+    """Prints the rows of one shape and dtype, ratios of medians or of least times."""
     base = rows["fused"]
+    kind = "_least_ms" if least else "_ms"
     print(f"  floors: forward {floors[0]}, both ways {floors[1]}")
     for name, row in rows.items():
         cells = []
         for way, floor in zip(("forward", "both"), floors, strict=True):
-            ms = row[f"{way}_ms"]
-            times = ms / base[f"{way}_ms"]
+            ms = row[way + kind]
+            times = ms / base[way + kind]
             cells.append(f"{way} {ms:8.3f} ms {times:6.2f}x {floor.ms / ms:6.1%} of floor")
         extra = [
             f"{key} {value:.3g}"
             for key, value in row.items()
-            if key not in ("forward_ms", "both_ms") and not key.startswith("error_")
+            if key not in ("forward" + kind, "both" + kind) and not key.startswith("error_")
         ]
         print(f"  {name:28} {' | '.join(cells)} | {', '.join(extra)}")
 
@@ -121,6 +125,7 @@ def main() -> int:
     # Of a core's L2 on a Zen 5; another machine's floor needs its own.
     parser.add_argument("--l2-read", type=float, default=244.0, metavar="GB/S")
     parser.add_argument("--l2-copy", type=float, default=158.0, metavar="GB/S")
+    parser.add_argument("--least", action="store_true", help="least of calls in a row (CPU)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,7 +154,7 @@ def main() -> int:
                 floors = gpu_floors(shape, args.batch, dtype.itemsize, *speeds)
             else:
                 floors = cpu_floors(shape, args.batch, 4, args.l2_read, args.l2_copy)
-            show(rows, floors)
+            show(rows, floors, args.least and args.device == "cpu")
             sys.stdout.flush()
             results += [
                 {"shape": shape.name, "dtype": dtype_name, "row": name, **row}

@@ -32,7 +32,11 @@ def keep_mapped(mapped: bool) -> None:
 
 
 def cpu_rows(rivals: dict[str, Rival], inputs: list[Tensor], rounds: int) -> dict[str, Row]:
-    """Times rivals, one of them named ``fused``, on CPU tensors."""
+    """Times rivals, one of them named ``fused``, on CPU tensors.
+
+    Medians are of calls that alternate with the others', which leave nothing of the inputs in the
+    caches; the least is of calls in a row.
+    """
     grad = torch.randn_like(rivals["fused"].forward(inputs))
     cases: dict[str, Callable[[int], object]] = {}
     for name, rival in rivals.items():
@@ -46,6 +50,12 @@ def cpu_rows(rivals: dict[str, Rival], inputs: list[Tensor], rounds: int) -> dic
             suffix = "" if mapped else "_fresh"
             rows[name][f"forward_ms{suffix}"] = times[f"{name} forward"].cpu_ms
             rows[name][f"both_ms{suffix}"] = times[f"{name} both"].cpu_ms
+    keep_mapped(True)
+    for name in rivals:
+        for way in ("forward", "both"):
+            calls = 4 * rounds if name == "fused" else rounds
+            in_a_row = alternate({way: cases[f"{name} {way}"]}, calls)[way]
+            rows[name][f"{way}_least_ms"] = in_a_row.least_cpu_ms
     fused_cases = {name: case for name, case in cases.items() if name.startswith("fused ")}
     keep_mapped(True)
     one = alternate(fused_cases, rounds)

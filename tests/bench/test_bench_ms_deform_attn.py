@@ -20,8 +20,8 @@ def test_every_row_is_timed_and_checked(
     if kernels_in_use()["cpu"].path != "compiled":
         pytest.skip(kernels_in_use()["cpu"].why)
     found = tmp_path / "rows.json"
-    options = ["--px", "64", "--rounds", "1", "--shapes", "extractor", "--json", str(found)]
-    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    options = ["--px", "64", "--rounds", "1", "--shapes", "extractor", "--least"]
+    monkeypatch.setattr(sys, "argv", ["bench", *options, "--json", str(found)])
     threads = torch.get_num_threads()
     try:
         assert bench.main() == 0
@@ -36,6 +36,7 @@ def test_every_row_is_timed_and_checked(
         ("bfloat16", "grid_sample, float32 inside"),
     ]
     assert all(row["forward_ms"] > 0 and row["both_ms_fresh"] > 0 for row in rows)
+    assert all(row["forward_least_ms"] > 0 and row["both_least_ms"] > 0 for row in rows)
     assert "% of floor" in capsys.readouterr().out
 
 
