@@ -79,8 +79,8 @@ def _devices() -> list[dict[str, str]]:
 def _disk(path: Path) -> dict[str, Any]:
     import shutil
 
-    folder = path.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
+    from fcache.extract.disk import nearest_folder
+
+    folder = nearest_folder(path)
     usage = shutil.disk_usage(folder)
     return {"folder": str(folder), "free_bytes": usage.free, "total_bytes": usage.total}

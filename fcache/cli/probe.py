@@ -31,14 +31,12 @@ def probe(
     Prints the mIoU on the validation split and draws frame, truth, prediction and error.
     """
     from fcache.cache import open_cache
-    from fcache.config import ProbeConfig, load_recipe, resolve, split_overrides
+    from fcache.config import ProbeConfig, load_recipe, read_overrides, resolve
     from fcache.errors import ConfigError
     from fcache.train.probe_run import run_probe
     from fcache.viz.overlay import Comparison, comparison_sheet
 
-    plain, overrides = split_overrides(words or [])
-    if plain:
-        raise ConfigError(f"'{plain[0]}' is no setting; expected key=value.")
+    overrides = read_overrides(words or [])
     recipe = load_recipe(overrides.pop("recipe", "") or "probe")
     config = resolve(ProbeConfig, recipe, overrides)
     opened = open_cache(cache)

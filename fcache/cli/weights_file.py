@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fcache.cli.output import human_bytes
 from fcache.errors import CacheError, ConfigError, NoSpaceError
-from fcache.store.files import make_folder, space_checked, sync_folder, temporary
+from fcache.store.files import published
 
 
 def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,14 +43,10 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         NoSpaceError: the disk is full; nothing is left behind.
         ConfigError: the folder cannot be written to.
     """
-    partial = temporary(path.absolute())
     try:
-        with space_checked(path):
-            make_folder(partial.parent)
+        with published(path) as partial:
             _save(partial, path.suffix, tensors, about)
             size_bytes = partial.stat().st_size
-            partial.replace(path)
-            sync_folder(partial.parent)
     except NoSpaceError:
         size = human_bytes(sum(tensor.nbytes for tensor in tensors.values()))
         raise NoSpaceError(
@@ -59,8 +54,6 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         ) from None
     except CacheError as error:
         raise ConfigError(error.message) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return size_bytes
 
 
@@ -78,5 +71,3 @@ def _save(path: Path, suffix: str, tensors: Mapping[str, Tensor], about: Mapping
             if number is None:
                 raise
             raise OSError(int(number[1]), str(error)) from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -22,11 +22,11 @@ from fcache.extract.calibrate import (
 )
 from fcache.extract.cluster import open_executor
 from fcache.extract.drawn import placement_of
-from fcache.extract.handout import Report
 from fcache.extract.plan import PlannedSource
 from fcache.extract.producer import BackboneProducer, ProducerSettings
 from fcache.extract.request import ExtractRequest
 from fcache.extract.survey import make_plan
+from fcache.report import Report
 from fcache.sources.decode import decode
 from fcache.sources.geometry import draw
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from fcache.config import read_toml
 from fcache.errors import ConfigError, FcacheError
 from fcache.extract.executors import DaskExecutor, Executor, InlineExecutor, quiet_logs
 from fcache.extract.slurm import slurm_executor
+from fcache.interrupt import without_interrupts
 
 # dask's workers hand memory back to the system at once. A network allocates the same again for the
 # next batch, and the page faults cost a third of its time on a CPU (docs/results).
@@ -111,7 +110,7 @@ def _local(workers: int, device: str, retries: int) -> Iterator[Executor]:
     scheduler = {"cls": Scheduler, "options": served}
     with quiet_logs(), dask.config.set(QUIET):
         try:
-            with _without_interrupts():
+            with without_interrupts():
                 cluster = SpecCluster(
                     workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL
                 )
@@ -168,18 +167,3 @@ def _visible_gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Holds Ctrl-C back, and from every process that is started by a thread begun in here.
-
-    The terminal sends Ctrl-C to workers too, which are to finish the shard at hand. Threads and
-    processes inherit the mask, and so do workers that are started again.
-    """
-    resource_tracker.ensure_running()  # begun later, it would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

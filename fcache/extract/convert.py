@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcache.backbones.compact import LEVELS
 from fcache.errors import FeatureError
 from fcache.extract.calibrate import Calibration, Maxima, choose_frames
 from fcache.extract.produced import Array, Produced, to_host
-from fcache.extract.quantise import LEVELS, Quantiser, rounding_errors, valid_tokens
+from fcache.extract.quantise import Quantiser, rounding_errors, valid_tokens
 from fcache.store.cache import View
 from fcache.store.clip import Clip
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fcache.backbones.build import versions
-from fcache.errors import FcacheError, FeatureError, InterruptedJobError
+from fcache.errors import FeatureError, InterruptedJobError
 from fcache.extract.behind import Behind
 from fcache.extract.convert import Converter, calibrate_stored
 from fcache.extract.copy_plan import CopyPlan
@@ -26,6 +26,7 @@ from fcache.extract.producer import choose_device
 from fcache.extract.told import stored_errors
 from fcache.interrupt import StopRequest, interruptible
 from fcache.manifest import Manifest
+from fcache.report import Report
 from fcache.store.cache import StoreCache, View, create_root
 from fcache.store.claims import Claims
 from fcache.store.clip import Clip
@@ -34,8 +35,6 @@ from fcache.store.inspect import commit_stats, origins
 from fcache.store.writer import RowGroup
 
 BATCH_BYTES = 1 << 26  # read at once; a few times as much is held, whatever the size of a shard
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -79,14 +78,8 @@ def run_copy(plan: CopyPlan, *, device: str, report: Report) -> CopySummary:
     plan = _calibrated(plan, where, report)
     index = _prepare(plan)
     job = _Copying(plan, index, where, report)
-    try:
-        with interruptible(lambda: report({"event": "stopping"})) as stop:
-            job.work(stop)
-    except BaseException:
-        with suppress(FcacheError, OSError):  # what stopped the copy is what is told
-            index.fold()
-        raise
-    index.fold()
+    with index.folding(), interruptible(lambda: report({"event": "stopping"})) as stop:
+        job.work(stop)
     seconds = time.monotonic() - began_s
     copy = StoreCache(plan.cache, index.folder.name).view()
     errors = stored_errors(copy, commit_stats(copy))

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from fcache.config import Settings, StoredDtype, resolve, split_overrides
+from fcache.config import Settings, StoredDtype, read_overrides, resolve
 from fcache.errors import CacheError, ConfigError, FeatureError, NoSpaceError
 from fcache.extract.calibrate import Calibration
 from fcache.extract.copy_rows import CopyRows
@@ -108,10 +108,7 @@ def read_settings(words: list[str]) -> CopyConfig:
     Raises:
         ConfigError: one is wrong, or the type is not said.
     """
-    plain, overrides = split_overrides(words)
-    if plain:
-        raise ConfigError(f"'{plain[0]}' is no setting; expected key=value.")
-    return resolve(CopyConfig, {}, overrides)
+    return resolve(CopyConfig, {}, read_overrides(words))
 
 
 def choose_source(cache: StoreCache, dtype: str) -> View:

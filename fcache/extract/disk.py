@@ -23,11 +23,17 @@ class DiskSpeed:
     reason: str = ""
 
 
+def nearest_folder(path: Path) -> Path:
+    """Returns the absolute path of a folder, or of the nearest one above it that is there."""
+    folder = path.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
 def free_bytes(path: Path) -> int:
     """Returns the free bytes of the disk a path lies on, or will lie on once it is made."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def measure_disk(path: Path) -> DiskSpeed:
@@ -40,9 +46,7 @@ def measure_disk(path: Path) -> DiskSpeed:
     Args:
         path: The cache, there or not: its folder, or the nearest one above that is there.
     """
-    folder = path.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
+    folder = nearest_folder(path)
     try:
         allowed = min(MOST_BYTES, shutil.disk_usage(folder).free // FREE_SHARE)
         if allowed < 3 * PIECE_BYTES:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fcache.errors import FcacheError
-from fcache.extract.handout import Breakdown, Handout, Report, SchedulerWatch
+from fcache.extract.handout import Breakdown, Handout, SchedulerWatch
 from fcache.extract.tasks import ShardTask
 from fcache.extract.worker import TaskResult, WorkerSettings, run_task
+from fcache.report import Report
 
 IN_FLIGHT = 2  # tasks a worker: one at work, one ready
 LAST = 2  # tasks a worker that are taken apart

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 
 from fcache.errors import ConfigError
+from fcache.report import Report
 
-Report: TypeAlias = Callable[[dict[str, Any]], None]
 T = TypeVar("T")
 
 # What PyTorch's allocators and the libraries below it say; on a CPU there is no class for it.

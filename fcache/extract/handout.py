@@ -13,13 +13,12 @@ from typing import Any
 from fcache.errors import FcacheError
 from fcache.extract.tasks import ShardTask
 from fcache.extract.worker import TaskResult, WorkerSettings, run_task
+from fcache.report import Report
 
 ANSWER_S = 5.0  # an answer takes no longer, or is asked for again
 COUNT_S = 5.0  # between counts of the workers
 PATIENCE_S = 10.0  # without a worker, before that is told: a dead one is being replaced
 LOST_S = 120.0  # a scheduler that keeps the connection, but answers nothing for so long, is lost
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)

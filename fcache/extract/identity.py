@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fcache.backbones.build import Description
+from fcache.backbones.description import Description
+from fcache.backbones.identity import values_identity
 from fcache.config import ExtractConfig
 from fcache.extract.calibrate import Calibration
 from fcache.manifest import SourceKind
@@ -38,24 +38,7 @@ def view_identity(
     identity = {
         "layout": LAYOUT_VERSION,
         "tier": "backbone",
-        "dtype": config.dtype,
-        "backbone": {
-            "kind": description.kind,
-            "model": description.model,
-            "architecture": description.architecture,
-            "blocks": list(description.blocks) if description.blocks else None,
-            "patch": description.patch,
-            "pos": description.pos,
-            "stages": [asdict(stage) for stage in description.stages],
-            "weights_sha256": weights_sha256,
-        },
-        "view": config.geometry.identity(),
-        "normalisation": {
-            "mean": list(description.mean),
-            "std": list(description.std),
-            "padding": "zero after normalisation",
-        },
-        "compute_dtype": config.compute_dtype,
+        **values_identity(config, description, weights_sha256),
         "decoder": DECODERS,
     }
     if config.dtype == "int8":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from fcache.extract.stopping import stoppable
 from fcache.extract.tasks import ShardTask, make_tasks
 from fcache.extract.worker import TaskResult, WorkerSettings
 from fcache.manifest import Manifest
+from fcache.report import Report
 from fcache.store.cache import create_root
 from fcache.store.index import ViewIndex
 from fcache.store.records import Outcome
@@ -29,8 +29,6 @@ STALE_TMP_S = 3600.0  # longer than a shard takes anywhere
 WAIT_S = 2.0  # between looks at shards that another job writes
 POLL_S = 0.5  # between looks for a first worker
 MAX_FAILED = 5  # broken-down videos after which a job that has stored nothing gives up
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(slots=True)
@@ -88,15 +86,10 @@ def run_job(
     plan.check_space(config.max_bytes)
     index = _prepare(plan, manifest, config)
     job = _Job(plan, index, config, report)
-    try:
+    with index.folding():
         if any(True for _ in plan.todo()):
             with stoppable(job.settings.stop_file, report):
                 job.work(scheduler)
-    except BaseException:
-        with suppress(FcacheError, OSError):  # what stopped the job is what is told
-            index.fold()
-        raise
-    index.fold()
     return job.summary
 
 

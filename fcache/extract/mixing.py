@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 
 from fcache.errors import FeatureError
 from fcache.extract.drawn import Drawn, Event
-from fcache.extract.halving import Report
 from fcache.extract.produced import Produced, joined
 from fcache.extract.producer import Producer
+from fcache.report import Report
 
 
 class Mixer:
@@ -39,7 +39,7 @@ class Mixer:
                 yield from self._computed(held)
                 held = []
             held.append(event)
-            if _is_video(event):
+            if isinstance(event, list) and not _images(event):  # a video's: computed alone
                 yield from self._computed(held)
                 held = []
         yield from self._computed(held)
@@ -50,11 +50,9 @@ class Mixer:
         return spent_s
 
     def _computed(self, held: Sequence[Event]) -> Iterator[tuple[Event, Produced | None]]:
-        batches = [event for event in held if isinstance(event, list) and not _is_video(event)]
-        produced = iter(self._together(batches))
+        produced = iter(self._together([images for event in held if (images := _images(event))]))
         for event in held:
-            is_batch = isinstance(event, list) and not _is_video(event)
-            yield event, next(produced, None) if is_batch else None
+            yield event, next(produced, None) if _images(event) else None
 
     def _together(self, batches: Sequence[list[Drawn]]) -> list[Produced]:
         """One result a batch; none at all where there is nothing to mix."""
@@ -77,9 +75,10 @@ class Mixer:
         return [joined([next(alone) for _ in batch]) for batch in batches]
 
 
-def _is_video(event: Event) -> bool:
-    return isinstance(event, list) and not event[0].item.packed
+def _images(event: Event) -> list[Drawn]:
+    """The batch, if that is what an event is, and of images."""
+    return event if isinstance(event, list) and event[0].item.packed else []
 
 
 def _num_images(events: Sequence[Event]) -> int:
-    return sum(len(e) for e in events if isinstance(e, list) and not _is_video(e))
+    return sum(len(_images(event)) for event in events)

@@ -12,12 +12,14 @@ import numpy.typing as npt
 import torch
 
 from fcache.backbones.build import Backbone, load, versions
+from fcache.backbones.compact import LEVELS
 from fcache.config import BackboneSettings, StoredDtype
 from fcache.errors import ConfigError, FeatureError, WeightsError
 from fcache.extract.calibrate import Calibration, Maxima, calibrate_frames, merge_maxima
-from fcache.extract.halving import Halving, Report
+from fcache.extract.halving import Halving
 from fcache.extract.produced import Array, Produced, joined, to_host
-from fcache.extract.quantise import LEVELS, Quantiser, valid_tokens
+from fcache.extract.quantise import Quantiser, valid_tokens
+from fcache.report import Report
 
 __all__ = ["BackboneProducer", "Produced", "Producer", "ProducerSettings", "choose_device"]
 

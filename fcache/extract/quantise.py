@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fcache.backbones.compact import to_levels_, token_scales
 from fcache.extract.precision import ERROR_COLUMNS
-
-LEVELS = 127  # values are in [-127, 127], the same on both sides of zero
 
 
 class Quantised(NamedTuple):
@@ -73,9 +72,8 @@ class Quantiser:
             )
         scaled = features / channels
         bulk = _norm(scaled)
-        scale = _token_scale(torch.maximum(scaled.amax(-1), -scaled.amin(-1)))
-        divisor = torch.where(scale == 0, 1.0, scale.float()).unsqueeze(-1)
-        levels = scaled.div_(divisor).round_()
+        scale = token_scales(scaled)
+        levels = to_levels_(scaled, scale)
         values = levels.to(torch.int8)
         read_back = levels.mul_(scale.float().unsqueeze(-1)).mul_(channels)
         read_norm = _norm(read_back)
@@ -117,17 +115,6 @@ def valid_tokens(valid: Sequence[tuple[int, int]], stride: int) -> list[tuple[in
         stride: Pixels a token.
     """
     return [(math.ceil(height / stride), math.ceil(width / stride)) for height, width in valid]
-
-
-def _token_scale(
-    largest: Tensor,  # [B, h, w] float32, of the features over their channel scales
-) -> Tensor:  # [B, h, w] float16
-    """The smallest float16 that keeps ``largest / scale`` within the levels; 0 for 0."""
-    scale = (largest / LEVELS).half()
-    # The product is exact in float32: 11 bits times 7. A positive float16's successor is that of
-    # its bits, from zero and the subnormals up to infinity.
-    too_small = scale.float() * LEVELS < largest
-    return torch.where(too_small, (scale.view(torch.int16) + 1).view(torch.float16), scale)
 
 
 def _norm(vectors: Tensor) -> Tensor:

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from fcache.backbones.build import describe, weights_hash
-from fcache.config import ExtractConfig, layered, load_recipe, resolve, split_overrides
+from fcache.config import (
+    ExtractConfig,
+    layered,
+    load_recipe,
+    read_overrides,
+    resolve,
+    split_overrides,
+)
 from fcache.errors import CacheError, ConfigError
 from fcache.extract.calibrate import Calibration
 from fcache.extract.identity import inherited, view_identity
 from fcache.extract.plan import ExtractPlan, KnownSource
 from fcache.extract.survey import make_plan
-from fcache.manifest import MANIFEST_SUFFIXES, Manifest, Video, load_manifest, manifest_names
+from fcache.manifest import Manifest, Video, load_manifest, names_manifest
 from fcache.sources.listing import Source, scan, scan_manifest
 from fcache.store.index import ViewIndex
 
@@ -59,7 +66,7 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
     plain, overrides = split_overrides(words)
     recipe = load_recipe(overrides.pop("recipe", "") or "extract")
     name, root = overrides.pop("manifest", ""), overrides.pop("root", "")
-    if not name and len(plain) == 1 and _is_manifest(plain[0]):
+    if not name and len(plain) == 1 and names_manifest(plain[0]):
         name = plain.pop()
     if name and plain:
         raise ConfigError(f"manifest={name} says what goes in; '{plain[0]}' cannot join it.")
@@ -94,12 +101,6 @@ def read_request(words: Sequence[str]) -> ExtractRequest:
     sha256, _ = weights_hash(config.backbone)
     identity = view_identity(config, description, sha256)
     return ExtractRequest(config, manifest, tuple(sources), identity, tuple(listing.notes))
-
-
-def _is_manifest(word: str) -> bool:
-    return word.endswith(MANIFEST_SUFFIXES) or (
-        word in manifest_names() and not Path(word).exists()
-    )
 
 
 def _with_absolute_weights(config: ExtractConfig) -> ExtractConfig:
@@ -147,9 +148,7 @@ def changed_identity(index: ViewIndex, words: Sequence[str]) -> dict[str, Any]:
     recorded = index.attributes["provenance"].get("recipe")
     if recorded is None:
         raise CacheError(f"view {index.folder.name} does not record the recipe it was made with.")
-    plain, overrides = split_overrides(words)
-    if plain:
-        raise ConfigError(f"'{plain[0]}' is no setting; expected key=value.")
+    overrides = read_overrides(words)
     config = resolve(ExtractConfig, recorded, overrides)
     sha256 = index.identity["backbone"]["weights_sha256"]
     if WEIGHTS_KEYS & set(overrides):

@@ -18,6 +18,7 @@ from fcache.extract.drawn import Drawn, place_of
 from fcache.extract.precision import merge_errors
 from fcache.extract.producer import Produced
 from fcache.extract.tasks import VideoRun
+from fcache.report import Report
 from fcache.store.claims import Claims
 from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS, Bucket
@@ -27,8 +28,6 @@ from fcache.store.writer import RowGroup
 # What is computed and not yet written. A commit flushes files to the disk, which takes as long as
 # several batches of a fast device; a shard of ViT-g at 518 px has 280 MB.
 BEHIND_BYTES = 256 << 20
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(slots=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from fcache.errors import InterruptedJobError
 from fcache.interrupt import interruptible
-
-Report = Callable[[dict[str, Any]], None]
+from fcache.report import Report
 
 
 @contextmanager

@@ -23,12 +23,13 @@ import numpy as np
 
 from fcache.config import Selection
 from fcache.errors import FeatureError
-from fcache.extract.drawn import Drawn, Lost, RunEnd
+from fcache.extract.drawn import Drawn, Event, Lost, RunEnd
 from fcache.extract.mixing import Mixer
 from fcache.extract.prefetch import Prefetch
 from fcache.extract.producer import BackboneProducer, Produced, Producer, ProducerSettings
-from fcache.extract.shards import Report, ShardSequence
+from fcache.extract.shards import ShardSequence
 from fcache.extract.tasks import ShardTask, VideoRun
+from fcache.report import Report
 from fcache.sources.content import HashMemo
 from fcache.sources.versions import decoder_versions
 from fcache.store.claims import Claims
@@ -165,13 +166,8 @@ class _TaskRun:
 
     def _move(self, frames: Prefetch, shards: ShardSequence) -> None:
         num_ended = 0
-        mixer = Mixer(self._producer, self._settings.batch, self._report)
-        events = frames.events(self._settings.batch)
-        for event, produced in (
-            mixer.events(events) if self._settings.mix else ((event, None) for event in events)
-        ):
+        for event, produced in self._mixed(frames.events(self._settings.batch), shards):
             shards.spent["decode"] += frames.take_waited_s()
-            shards.spent["compute"] += mixer.take_spent_s()
             if isinstance(event, Lost):
                 self._lose(event, shards)
             elif isinstance(event, RunEnd):
@@ -184,6 +180,18 @@ class _TaskRun:
                 return
             else:
                 self._compute(event, produced, shards)
+
+    def _mixed(
+        self, events: Iterator[Event], shards: ShardSequence
+    ) -> Iterator[tuple[Event, Produced | None]]:
+        """Yields each event, with what was computed of it together with others."""
+        if not self._settings.mix:
+            yield from ((event, None) for event in events)
+            return
+        mixer = Mixer(self._producer, self._settings.batch, self._report)
+        for event, produced in mixer.events(events):
+            shards.spent["compute"] += mixer.take_spent_s()
+            yield event, produced
 
     def _compute(
         self, batch: list[Drawn], produced: Produced | None, shards: ShardSequence

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcache.models.adapter import NUM_STAGES, ViTAdapter, reset_adapter
-from fcache.models.deformable import DeformableAttention
 from fcache.models.extractor import (
     NORM_EPS,
     ConvFeedForward,
+    Extractor,
     Grid,
     join_scales,
-    scale_grids,
     split_scales,
 )
 from fcache.models.layers import Norm2d
@@ -74,33 +73,6 @@ class MRFP(nn.Module):
         return out
 
 
-class ScaleAttention(nn.Module):
-    """Deformable attention among the three scales, then a narrow MLP."""
-
-    def __init__(self, dim: int, num_heads: int, ffn_ratio: float) -> None:
-        super().__init__()
-        self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.value_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attention = DeformableAttention(dim, num_heads, num_levels=3)
-        self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.ffn = ConvFeedForward(dim, int(dim * ffn_ratio))
-
-    def forward(
-        self,
-        query: Tensor,  # [B, 21/4 HW, C]
-        value: Tensor,  # [B, 21/4 HW, C]
-        centres: Tensor,  # [1, 21/4 HW, 1, 2]
-        grid: Grid,
-    ) -> Tensor:  # [B, 21/4 HW, C]
-        """Returns the updated query."""
-        read = self.attention(
-            self.query_norm(query), centres, self.value_norm(value), scale_grids(grid)
-        )
-        query = query + read
-        out: Tensor = query + self.ffn(self.ffn_norm(query), grid)
-        return out
-
-
 class Interaction(nn.Module):
     """CTI to-C: a stage is added at stride 16, then the three scales attend to each other.
 
@@ -119,7 +91,7 @@ class Interaction(nn.Module):
         super().__init__()
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.value_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.scales = ScaleAttention(dim, num_heads, ffn_ratio)
+        self.scales = Extractor(dim, num_heads, ffn_ratio, num_levels=3)
         self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS) if ffn_first else None
         self.ffn = ConvFeedForward(dim, int(dim * ffn_ratio)) if ffn_first else None
 
@@ -134,7 +106,7 @@ class Interaction(nn.Module):
         tokens = _add_stage(tokens, stage_tokens)
         if self.ffn is not None and self.ffn_norm is not None:
             tokens = tokens + self.ffn(self.ffn_norm(tokens), grid)
-        out: Tensor = self.scales(self.query_norm(tokens), self.value_norm(tokens), centres, grid)
+        out: Tensor = self.scales(self.query_norm(tokens), centres, self.value_norm(tokens), grid)
         return out
 
 

@@ -1,10 +1,12 @@
-"""ViT-Adapter's extractor: the pyramid's tokens read from one backbone stage.
+"""ViT-Adapter's extractor: the pyramid's tokens read from one backbone stage, or each other.
 
 The tokens of three scales lie one after another, finest first: with a token grid of H x W they
 are (2H, 2W), (H, W) and (H/2, W/2), together 21/4 HW tokens, so both sides are even.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,19 +71,23 @@ class ConvFeedForward(nn.Module):
 
 
 class Extractor(nn.Module):
-    """Deformable attention from the pyramid's tokens to a stage output, then a narrow MLP.
+    """Deformable attention from the pyramid's tokens to what they read, then a narrow MLP.
 
     Args:
         dim: Channels of the backbone.
         num_heads: Attention heads; DVIS++ keeps 64 channels a head (24 for ViT-g).
         ffn_ratio: Width of the MLP over ``dim``.
+        num_levels: 1 reads a stage output, 3 the pyramid's scales.
     """
 
-    def __init__(self, dim: int, num_heads: int, ffn_ratio: float = 0.25) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_ratio: float = 0.25, *, num_levels: Literal[1, 3] = 1
+    ) -> None:
         super().__init__()
+        self.num_levels = num_levels
         self.query_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.stage_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attention = DeformableAttention(dim, num_heads, num_levels=1)
+        self.value_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attention = DeformableAttention(dim, num_heads, num_levels)
         self.ffn_norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.ffn = ConvFeedForward(dim, int(dim * ffn_ratio))
 
@@ -89,12 +95,13 @@ class Extractor(nn.Module):
         self,
         tokens: Tensor,  # [B, 21/4 HW, C]
         reference_points: Tensor,  # [1, 21/4 HW, 1, 2]
-        stage_tokens: Tensor,  # [B, HW, C]
+        value: Tensor,  # [B, HW or 21/4 HW, C]
         grid: Grid,
     ) -> Tensor:  # [B, 21/4 HW, C]
         """Returns the updated tokens."""
+        levels = scale_grids(grid) if self.num_levels == 3 else [grid]
         read = self.attention(
-            self.query_norm(tokens), reference_points, self.stage_norm(stage_tokens), [grid]
+            self.query_norm(tokens), reference_points, self.value_norm(value), levels
         )
         tokens = tokens + read
         out: Tensor = tokens + self.ffn(self.ffn_norm(tokens), grid)

@@ -49,7 +49,7 @@ SPATIAL_PRIOR: Pairs = (
 )
 EXTRACTOR: Pairs = (
     ("query_norm.*", "query_norm.*"),
-    ("feat_norm.*", "stage_norm.*"),
+    ("feat_norm.*", "value_norm.*"),
     *below("attn.", "attention.", DEFORMABLE),
     ("ffn_norm.*", "ffn_norm.*"),
     *below("ffn.", "ffn.", CONV_FEED_FORWARD),
@@ -125,11 +125,7 @@ MRFP: Pairs = (
 INTERACTION: Pairs = (
     ("query_norm.*", "query_norm.*"),
     ("feat_norm.*", "value_norm.*"),
-    ("cfinter.query_norm.*", "scales.query_norm.*"),
-    ("cfinter.feat_norm.*", "scales.value_norm.*"),
-    *below("cfinter.attn.", "scales.attention.", DEFORMABLE),
-    ("cfinter.ffn_norm.*", "scales.ffn_norm.*"),
-    *below("cfinter.ffn.", "scales.ffn.", CONV_FEED_FORWARD),
+    *below("cfinter.", "scales.", EXTRACTOR),
     ("ffn_norm.*", "ffn_norm.*"),
     *below("ffn.", "ffn.", CONV_FEED_FORWARD),
 )

@@ -56,19 +56,6 @@ class SeededDraw:
         return torch.rand(shape, generator=generator, device=self.device)
 
 
-class GeneratorDraw:
-    """Random numbers from one generator, in the order in which they are asked for."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def __call__(
-        self, purpose: Purpose, layer: int, image: int, shape: tuple[int, ...]
-    ) -> Tensor:  # [*shape] float32 in [0, 1)
-        """Returns the next numbers, whatever they are for."""
-        return torch.rand(shape, generator=self.generator, device=self.generator.device)
-
-
 def sample_logits(
     logits: Tensor,  # [N, h, w]
     points: Tensor,  # [1 or N, P, 2]

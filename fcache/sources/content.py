@@ -16,8 +16,6 @@ import stat as modes
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -171,21 +169,6 @@ def content_hash(path: Path, kind: SourceKind, memo: HashMemo | None = None) -> 
         SourceError: something cannot be read, or changed while it was read.
     """
     return folder_content(path, memo).sha256 if kind == "frames" else _file_hash(path, memo)
-
-
-def hash_sources(
-    items: Iterable[tuple[Path, SourceKind]], memo: HashMemo | None = None, *, threads: int = 4
-) -> Iterator[str | SourceError]:
-    """Yields the content hash, or the error, of each source in order; reads several at once."""
-
-    def one(item: tuple[Path, SourceKind]) -> str | SourceError:
-        try:
-            return content_hash(*item, memo)
-        except SourceError as error:
-            return error
-
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, items)
 
 
 def _file_hash(path: Path, memo: HashMemo | None) -> str:

@@ -79,14 +79,17 @@ def decode(
         )
 
 
-def list_selected(
-    path: Path, kind: Literal["frames", "image"], selection: Selection
-) -> list[tuple[int, str]]:
-    """Returns (source index, frame name) of the frames a selection takes; opens no image.
+def list_selected(path: Path, kind: SourceKind, selection: Selection) -> list[tuple[int, str]]:
+    """Returns (source index, frame name) of the frames a selection takes.
+
+    Opens no image, and decodes the whole of a video file, whose times only its pictures tell.
 
     Raises:
-        SourceError: as ``decode``, for what can be told without opening an image.
+        SourceError: as ``decode``, of images for what can be told without opening one.
     """
+    if kind == "video":
+        with closing(_video(path, selection)) as pictures:
+            return [(source_index, _index_name(source_index)) for source_index, _ in pictures]
     return [(source_index, file.stem) for source_index, file in _selected(path, kind, selection)]
 
 
@@ -98,12 +101,16 @@ def _video(path: Path, selection: Selection) -> Generator[Selected]:
             rgb=to_rgb(picture.pixels, reformatter),
             source_index=picture.source_index,
             pts_us=round(picture.time * 1_000_000),
-            name=f"{picture.source_index:05d}",
+            name=_index_name(picture.source_index),
         )
 
     with closing(read_pictures(path)) as pictures:
         for picture in sample(pictures, selection):
             yield picture.source_index, partial(convert, picture)
+
+
+def _index_name(source_index: int) -> str:
+    return f"{source_index:05d}"
 
 
 def _images(

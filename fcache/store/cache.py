@@ -15,7 +15,7 @@ from fcache.store.clip import Allocate as Allocate, Clip as Clip, check_blocks, 
 from fcache.store.fallback import ZarrReader, is_plain
 from fcache.store.frames import Catalogue, VideoFrames as VideoFrames
 from fcache.store.index import ViewIndex, ViewState
-from fcache.store.layout import ArraySpec, Bucket
+from fcache.store.layout import ArraySpec, Bucket, ViewLayout
 from fcache.store.reader import ArrayReader, OpenFiles, VerifyPolicy
 from fcache.store.root import check_root, create_root as create_root, split_key as split_key
 
@@ -35,6 +35,11 @@ class View:
     def identity(self) -> dict[str, Any]:
         """Everything that decides the values, as it entered the key."""
         return self.index.identity
+
+    @property
+    def layout(self) -> ViewLayout:
+        """What it stores per frame."""
+        return self.index.layout
 
     @cached_property
     def channel_scales(self) -> tuple[npt.NDArray[np.float32], ...]:
@@ -120,7 +125,7 @@ class View:
         Args:
             video: Its id, or what ``frames`` returned for it (saves the look-up).
             frames: Positions among its stored frames; all of them by default.
-            stages: Which stage outputs, 0 to 3; all by default.
+            stages: Which stage outputs, 0 to 3; all by default, none for pixels alone.
             window: (y, x, height, width) on the coarsest stage's token grid; finer stages and
                 pixels follow. The whole canvas by default.
             pixels: Whether to read the canvas too.

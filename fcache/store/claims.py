@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import locked, seal, space_checked, unseal, write_whole
+from fcache.store.files import seal, space_checked, unseal, write_whole
+from fcache.store.locks import locked
 
 BEAT_S = 10.0
 STALE_S = 120.0

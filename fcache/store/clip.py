@@ -104,12 +104,12 @@ def plan_cuts(
         bucket: The video's canvas.
         stages: Wanted stage outputs.
         window: (y, x, height, width) on the coarsest stage's token grid, or None.
-        pixels: Whether the canvas is wanted.
+        pixels: Whether the canvas is wanted; then stages may be none.
 
     Raises:
-        ValueError: a stage or the window is outside.
+        ValueError: nothing is wanted, or a stage or the window is outside.
     """
-    if not stages or not set(stages) <= set(range(layout.num_stages)):
+    if not (stages or pixels) or not set(stages) <= set(range(layout.num_stages)):
         raise ValueError(f"stages={stages}: expected some of 0..{layout.num_stages - 1}")
     specs = {spec.name: spec for spec in layout.arrays(bucket)}
     coarsest = layout.strides[-1]
@@ -120,7 +120,8 @@ def plan_cuts(
         return window and Window(*(side * coarsest // stride for side in window))
 
     cuts = []
-    for kind in ("features", "scale")[: 2 if layout.compact else 1]:
+    kinds = ("features", "scale")[: 2 if layout.compact else 1]
+    for kind in kinds if stages else ():
         if layout.plain:
             name = "tokens" if kind == "features" else kind
             cuts.append(Cut(specs[name], stages, scaled(coarsest)))

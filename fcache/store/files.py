@@ -1,13 +1,12 @@
-"""Small files written whole or not at all, and the short lock of a view."""
+"""Files written whole or not at all, and records sealed with their checksum."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
-import threading
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -53,38 +52,58 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    flush(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Makes the content of a file durable, or the names in a folder."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is seen whole or not at all, also after a power cut.
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yields where to write a file or folder; on leaving, it is seen whole, or not at all.
+
+    That holds after a power cut too. A file takes the place of a file, a folder that of a folder.
 
     Raises:
+        CacheError: it may not be written there.
         NoSpaceError: the disk or quota is full; nothing is left behind.
     """
     partial = temporary(path)
     with space_checked(path):
         try:
             make_folder(path.parent)
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield partial
+            if partial.is_dir():
+                for file in partial.iterdir():
+                    flush(file)
+                flush(partial)
+                if path.exists():  # no folder is renamed over a full one
+                    shutil.rmtree(path)
+            else:
+                flush(partial)
             partial.replace(path)
         except BaseException:
             with suppress(OSError):
-                partial.unlink()
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             raise
-        sync_folder(path.parent)
+        flush(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is seen whole or not at all, also after a power cut.
+
+    Raises:
+        CacheError: it may not be written there.
+        NoSpaceError: the disk or quota is full; nothing is left behind.
+    """
+    with published(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_twice(index: Path, path: Path, data: bytes) -> None:
@@ -205,51 +224,3 @@ def _mended_by(path: Path) -> str | None:
             return repair_command(folder.parent.parent)
     is_view = (path.parent / "index").is_dir()
     return repair_command(path.parent.parent if is_view else path.parent)
-
-
-_thread_locks: dict[str, threading.Lock] = {}
-_thread_locks_guard = threading.Lock()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a view's lock: across threads, processes and, by POSIX locks, NFS clients.
-
-    The kernel lets go of it when a process dies, so it is never stale.
-    """
-    with _thread_lock(path):
-        with space_checked(path):
-            make_folder(path.parent)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-
-@contextmanager
-def undisturbed(path: Path) -> Iterator[None]:
-    """Keeps those who hold a view's lock out while its records are compared with each other.
-
-    Needs no right to write. On a file system without locks it keeps nobody out.
-    """
-    with _thread_lock(path):
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:  # nobody has ever written here
-            yield
-            return
-        try:
-            with suppress(OSError):
-                fcntl.lockf(fd, fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(fd)
-
-
-def _thread_lock(path: Path) -> threading.Lock:
-    # A POSIX lock belongs to the process and falls when it closes any descriptor of the file:
-    # threads exclude each other first, whatever way they spell the path.
-    with _thread_locks_guard:
-        return _thread_locks.setdefault(os.path.realpath(path), threading.Lock())

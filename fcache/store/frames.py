@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +41,21 @@ class VideoFrames:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def bucket(self) -> Bucket:
+        """The canvas."""
+        return self.item.bucket
+
+    @property
+    def placement(self) -> Mapping[str, int | bool]:
+        """How a frame lies on the canvas, pixels."""
+        return self.item.placement
+
+    @property
+    def draw(self) -> int | None:
+        """Which crop of the video, in a view of crops."""
+        return self.item.draw
 
     @property
     def valid(self) -> tuple[int, int]:

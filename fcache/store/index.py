@@ -24,19 +24,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fcache.errors import CacheCorruptError
+from fcache.errors import FcacheError
 from fcache.store.claims import sweep_claims
 from fcache.store.current import Current
 from fcache.store.files import (
     TMP_SUFFIX,
     copy_of,
-    locked,
     seal,
     sealed,
     unseal,
     write_twice,
     write_whole,
 )
+from fcache.store.fold import fold_records, part_path, take_back
 from fcache.store.garbage import garbage_kept
 from fcache.store.identity import view_key
 from fcache.store.journal import Entries, append_journal, read_journal
@@ -48,6 +48,7 @@ from fcache.store.layout import (
     group_json,
     num_shards,
 )
+from fcache.store.locks import locked
 from fcache.store.mirror import complete
 from fcache.store.records import Item, ItemRequest, Name, Outcome, Part
 from fcache.store.root import ROOT_DOCUMENT, view_attributes
@@ -186,7 +187,7 @@ class ViewIndex:
 
     def is_committed(self, bucket: Bucket, shard: int, known: int) -> bool:
         """Whether somebody has committed a row group that generation ``known`` lacked."""
-        if self._part_path(bucket, shard).exists():
+        if part_path(self.index, bucket, shard).exists():
             return True
         # A commit record that is gone by now went into the tables before it went.
         generation = self.generation()
@@ -202,7 +203,7 @@ class ViewIndex:
         record = seal(part.to_json())
         # Under the lock: a fold must not remove a record other than the one it has read.
         with locked(self._lock):
-            write_whole(self._part_path(part.bucket, part.shard), record)
+            write_whole(part_path(self.index, part.bucket, part.shard), record)
 
     def end(self, outcome: Outcome) -> None:
         """Records how an item ended."""
@@ -220,18 +221,18 @@ class ViewIndex:
     def fold(self) -> None:
         """Folds commit records into a new generation of tables."""
         with locked(self._lock):
-            paths = sorted((self.index / "parts").glob("*/*.json"))
-            ends = sorted((self.index / "ended").glob("*.json"))
-            if not paths and not ends:
-                return
-            parts = [Part.from_json(unseal(path)) for path in paths]
-            ended = {end["item"]: end["num_frames"] for end in map(unseal, ends)}
-            _, tables = Tables.load(self.index)
-            tables.plus(Tables.of_parts(parts)).with_ended(ended).save(
-                self.index, read_journal(self.index).items
-            )
-            for path in (*paths, *ends):
-                path.unlink()
+            fold_records(self.index)
+
+    @contextmanager
+    def folding(self) -> Iterator[None]:
+        """Folds what is committed in the context, however that ends."""
+        try:
+            yield
+        except BaseException:
+            with suppress(FcacheError, OSError):  # what ended it is what is told
+                self.fold()
+            raise
+        self.fold()
 
     def forget(self, bucket: Bucket, shards: Iterable[int]) -> None:
         """Takes back commits, so that the next job makes these row groups again.
@@ -239,25 +240,8 @@ class ViewIndex:
         What they told of the lengths of videos is kept; of an image it is told again. A commit
         record that is damaged is removed.
         """
-        numbers = sorted(set(shards))
         with locked(self._lock):
-            paths = [self._part_path(bucket, shard) for shard in numbers]
-            paths = [path for path in paths if path.exists()]
-            ended: dict[str, int] = {}
-            for path in paths:
-                with suppress(CacheCorruptError):
-                    ended |= Part.from_json(unseal(path)).ended
-            items = read_journal(self.index).items
-            images = {
-                item.item
-                for item in items.values()
-                if item.packed and item.bucket == bucket and item.row_of(0) // SHARD_ROWS in numbers
-            }
-            _, tables = Tables.load(self.index)
-            kept = tables.without({(bucket.name, shard) for shard in numbers})
-            kept.with_ended(ended, less=images).save(self.index, items)
-            for path in paths:
-                path.unlink()
+            take_back(self.index, bucket, shards)
 
     def embed(self, manifest: Mapping[str, Any], sha256: str) -> None:
         """Keeps the manifest the view was built from."""
@@ -321,9 +305,6 @@ class ViewIndex:
         if items or names:
             append_journal(self.index, journal, items, names)
         complete(self.index)
-
-    def _part_path(self, bucket: Bucket, shard: int) -> Path:
-        return self.index / "parts" / bucket.name / f"{shard:08d}.json"
 
     def _records(self, pattern: str) -> Iterator[dict[str, Any]]:
         for path in sorted(self.index.glob(pattern)):

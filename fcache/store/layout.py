@@ -68,11 +68,6 @@ class ArraySpec:
         return math.prod(self.chunk_shape) * ITEM_BYTES[self.dtype]
 
     @property
-    def row_bytes(self) -> int:
-        """Payload bytes of one row."""
-        return self.chunk_bytes * self.chunks_per_row
-
-    @property
     def shard_chunks(self) -> int:
         """Inner chunks of a full shard."""
         return SHARD_ROWS * self.chunks_per_row
@@ -171,11 +166,6 @@ class ViewLayout:
     def compact(self) -> bool:
         """Whether values are int8 with a scale for each token."""
         return self.dtype == "int8"
-
-    @property
-    def feature_arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that hold stage outputs, finest stage first."""
-        return ("tokens",) if self.plain else tuple(f"stage{s}" for s in range(self.num_stages))
 
     def arrays(self, bucket: Bucket) -> tuple[ArraySpec, ...]:
         """Every array of a bucket: features, their scales where compact, pixels last."""

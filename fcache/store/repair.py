@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcache.errors import CacheCorruptError, CacheNotFoundError
-from fcache.store.files import copy_of, locked, write_whole
+from fcache.store.files import copy_of, write_whole
 from fcache.store.findings import Finding
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
 from fcache.store.layout import Bucket
+from fcache.store.locks import locked
 from fcache.store.mirror import pairs
 from fcache.store.root import ROOT_DOCUMENT, check_root_document
 from fcache.store.verify import check_copies, check_metadata, check_records, is_sound

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcache.errors import CacheCorruptError
-from fcache.store.files import make_folder, space_checked, sync_folder, temporary
+from fcache.store.files import flush, make_folder, space_checked, temporary
 from fcache.store.layout import ALIGN_BYTES, CRC_BYTES, EMPTY
 
 # Read and checked piece by piece, in memory that stays in the processor's cache: fresh pages for
@@ -93,7 +93,7 @@ class ShardWriter:
         with space_checked(self.path):
             self._close()
             self._partial.replace(self.path)
-            sync_folder(self.path.parent)
+            flush(self.path.parent)
 
     def discard(self) -> None:
         """Removes the unpublished file."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcache.errors import CacheCorruptError
-from fcache.store.files import is_sealed, undisturbed
+from fcache.store.files import is_sealed
 from fcache.store.findings import Finding as Finding, Remedy
 from fcache.store.index import ViewIndex, ViewState
 from fcache.store.journal import read_journal
 from fcache.store.layout import SHARD_ROWS, Bucket
+from fcache.store.locks import undisturbed
 from fcache.store.mirror import Pair, pairs
 from fcache.store.records import standing
 from fcache.store.scrub import Checked as Checked, check_shards as check_shards
@@ -76,15 +76,6 @@ def check_records(index: ViewIndex) -> Iterator[Finding]:
         if not is_sound(path):
             bucket, shard = Bucket.parse(path.parent.name), int(path.stem)
             yield Finding.of_shard(path, "the commit record fails its checksum", bucket, shard)
-
-
-def readable_state(index: ViewIndex) -> tuple[ViewState | None, list[Finding]]:
-    """Loads the bookkeeping, with what is damaged in place of an error."""
-    try:
-        return index.load(), []
-    except CacheCorruptError as error:
-        found = [*check_copies(index.index)[0], *check_records(index)]
-        return None, found or [Finding(index.index, error.message)]
 
 
 def unfinished(index: ViewIndex, state: ViewState) -> list[str]:

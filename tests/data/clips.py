@@ -68,6 +68,16 @@ class Placed:
         }
 
 
+def by_pillow(label: np.ndarray, placed: Placed, fill: int) -> np.ndarray:
+    """A label on its canvas, by whole images: the definition."""
+    resized = Image.fromarray(label).resize(placed.resize[::-1], Image.Resampling.NEAREST)
+    y, x, height, width = placed.kept
+    crop = np.asarray(resized)[y : y + height, x : x + width]
+    canvas = np.full((placed.bucket.height, placed.bucket.width), fill, label.dtype)
+    canvas[:height, :width] = crop[:, ::-1] if placed.flip else crop
+    return canvas
+
+
 @dataclass(frozen=True)
 class Made:
     """A video to be stored: as one full view, or as crops of it."""

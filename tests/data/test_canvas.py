@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fcache.data.canvas import label_on_canvas
 from fcache.store.cache import VideoFrames
-from tests.data.clips import Made, Placed, blocks, make_view
+from tests.data.clips import Made, Placed, blocks, by_pillow, make_view
 
 PLACED = {
     "same": Placed(),
@@ -27,16 +26,6 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VideoFrames]:
     folder = tmp_path_factory.mktemp("c") / "c"
     view = make_view(folder, {name: Made(1, (placed,)) for name, placed in PLACED.items()})
     return {name: view.frames(name) for name in PLACED}
-
-
-def by_pillow(label: np.ndarray, placed: Placed, fill: int) -> np.ndarray:
-    """The definition, by whole images."""
-    resized = Image.fromarray(label).resize(placed.resize[::-1], Image.Resampling.NEAREST)
-    y, x, height, width = placed.kept
-    crop = np.asarray(resized)[y : y + height, x : x + width]
-    canvas = np.full((placed.bucket.height, placed.bucket.width), fill, label.dtype)
-    canvas[:height, :width] = crop[:, ::-1] if placed.flip else crop
-    return canvas
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 1.7])

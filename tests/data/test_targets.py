@@ -16,7 +16,7 @@ from fcache.data.sampling import ClipRequest
 from fcache.data.targets import ClipLabels, distinct
 from fcache.errors import LabelError
 from fcache.store.cache import VideoFrames
-from tests.data.clips import Made, PanopticLabels, Placed, blocks, make_view
+from tests.data.clips import Made, PanopticLabels, Placed, blocks, by_pillow, make_view
 from tests.shared import SHARED, needs_shared
 
 MOVED = Placed(resize=(77, 128), crop=(13, 29, 50, 64), flip=True)
@@ -25,15 +25,6 @@ SEGMENTS = [(301, 10), (70_000, 11), (5, 13)]
 
 def frames_of(path: Path, placed: Placed = MOVED, kind: str = "plain") -> VideoFrames:
     return make_view(path, {"a": Made(4, (placed,))}, kind).frames("a")
-
-
-def on_canvas(label: np.ndarray, placed: Placed, fill: int) -> np.ndarray:
-    resized = Image.fromarray(label).resize(placed.resize[::-1], Image.Resampling.NEAREST)
-    y, x, height, width = placed.kept
-    crop = np.asarray(resized)[y : y + height, x : x + width]
-    canvas = np.full((placed.bucket.height, placed.bucket.width), fill, label.dtype)
-    canvas[:height, :width] = crop[:, ::-1] if placed.flip else crop
-    return canvas
 
 
 def test_a_segment_is_a_track_that_every_frame_lists(tmp_path: Path) -> None:
@@ -48,7 +39,7 @@ def test_a_segment_is_a_track_that_every_frame_lists(tmp_path: Path) -> None:
     assert (targets.classes.dtype, targets.masks.dtype) == (torch.int64, torch.bool)
     for n, number in enumerate([5, 301, 70_000]):
         for t, frame in enumerate((2, 0, 1, 0)):
-            wanted = on_canvas(maps[frame], MOVED, 0) == number
+            wanted = by_pillow(maps[frame], MOVED, 0) == number
             assert np.array_equal(targets.masks[n, t].numpy(), wanted)
     assert not targets.masks[2, 1:].any()
     assert targets.masks[2, 0].any()
@@ -148,7 +139,7 @@ def test_semantic_labels_give_a_mask_for_each_class_of_the_clip(tmp_path: Path) 
     assert targets.classes.tolist() == targets.ids.tolist() == [0, 2, 3]
     for n, value in enumerate([0, 2, 3]):
         for t in range(3):
-            wanted = on_canvas(maps[t], MOVED, 255) == value
+            wanted = by_pillow(maps[t], MOVED, 255) == value
             assert np.array_equal(targets.masks[n, t].numpy(), wanted)
     assert reader.read(ClipRequest(video, (2,))).masks.shape[0] == 0
 

@@ -15,6 +15,8 @@ from fcache.extract.job import JobSummary, run_job
 from fcache.extract.request import plan_request, read_request
 from fcache.sources.decode import decode
 from fcache.sources.geometry import draw, place
+from fcache.store.cache import View
+from fcache.store.verify import check_metadata, check_shards, unfinished
 from tests.sources.media import encode, moving_frames
 
 SETTINGS = {
@@ -107,6 +109,15 @@ def stored(cache: Cache | Path, video: str, view: str = ""):
     opened = open_cache(cache) if isinstance(cache, Path) else cache
     clip = opened.view(view).read(video)
     return clip.pixels, [clip.floats(stage) for stage in range(len(clip.stages))]
+
+
+def assert_sound(found: Path | View) -> None:
+    """In a view, or in all of a cache, nothing is damaged and no video lacks a frame."""
+    for view in [found] if isinstance(found, View) else open_cache(found).views:
+        state = view.index.load()
+        assert list(check_metadata(view.index, state)) == []
+        assert [f for part in check_shards(view.index, state) for f in part.findings] == []
+        assert unfinished(view.index, state) == []
 
 
 def assert_same(found, wanted) -> None:

@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.extract.making import words
+
 COMMAND = [sys.executable, "-m", "fcache"]
+LONG_FRAMES = {f"v{number}": 56 + number for number in range(16)}  # of ``long_videos``
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -29,6 +32,11 @@ def start(*words: Any, **env: str) -> subprocess.Popen[str]:
         env=environment(**env),
         start_new_session=True,
     )
+
+
+def start_long(videos: Path, cache: Path, *more: Any, **env: str) -> subprocess.Popen[str]:
+    """Starts the extraction of ``long_videos``, or of others in the same way."""
+    return start("extract", videos, "--cache", cache, "--json", *words(short_side=96), *more, **env)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str, str]:

@@ -19,9 +19,17 @@ from fcache.extract.request import read_request
 from fcache.sources.decode import decode
 from fcache.sources.geometry import Placement, draw, draw_crop
 from fcache.store.inspect import summarise
-from fcache.store.verify import check_metadata, check_shards, unfinished
+from fcache.store.verify import unfinished
 from tests.extract.images import make_image, make_images
-from tests.extract.making import assert_same, extract, make_videos, plan_of, shard_hashes, words
+from tests.extract.making import (
+    assert_same,
+    assert_sound,
+    extract,
+    make_videos,
+    plan_of,
+    shard_hashes,
+    words,
+)
 
 CROP = {"crop": "32", "short_side": "40..60", "crop_seed": "1"}
 LENGTHS = {"a": 18, "b": 3}
@@ -64,14 +72,6 @@ def stored_draw(cache: Path, video: str, number: int):
     view = open_cache(cache).view()
     clip = view.read(view.frames(video, draw=number))
     return clip.pixels, [clip.floats(stage) for stage in range(4)]
-
-
-def assert_sound(cache: Path) -> None:
-    for view in open_cache(cache).views:
-        state = view.index.load()
-        assert list(check_metadata(view.index, state)) == []
-        assert [found for one in check_shards(view.index, state) for found in one.findings] == []
-        assert unfinished(view.index, state) == []
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

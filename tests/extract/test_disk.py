@@ -14,19 +14,13 @@ import pytest
 
 from fcache.extract import disk
 from fcache.extract.disk import MOST_S, measure_disk
+from tests.disks import small_disk
 
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of 400 MB, in memory."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 400 << 20) as folder:
+        yield folder
 
 
 def fill(folder: Path, size_bytes: int) -> None:

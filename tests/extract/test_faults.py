@@ -21,51 +21,34 @@ from fcache.cache import open_cache
 from fcache.manifest import Manifest, Video
 from fcache.sources.content import content_hash
 from fcache.store.verify import check_metadata, check_shards
+from tests.disks import small_disk
 from tests.extract.making import (
     extract,
     make_video,
-    make_videos,
     shard_files,
     shard_hashes,
     words,
 )
 from tests.extract.running import (
+    LONG_FRAMES,
     events,
     fcache,
     finish,
     is_at_work,
     kill_group,
     spoken,
-    start,
+    start_long,
     wait_until,
     workers_of,
 )
 
 KILLS = int(os.environ.get("FCACHE_TEST_KILLS", "5"))
-NUM_FRAMES = {f"v{number}": 56 + number for number in range(16)}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_videos(tmp_path_factory.mktemp("videos"), NUM_FRAMES)
-
-
-@pytest.fixture(scope="module")
-def wanted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The shard files of a job that nothing happened to."""
-    cache = tmp_path_factory.mktemp("whole") / "cache"
-    extract(videos, cache, short_side=96)
-    return shard_hashes(cache)
-
-
-def job(videos: Path, cache: Path, *more: object) -> subprocess.Popen[str]:
-    return start("extract", videos, "--cache", cache, "--json", *words(short_side=96), *more)
 
 
 def assert_whole(cache: Path, wanted: dict[str, str]) -> None:
     assert shard_hashes(cache) == wanted
     view = open_cache(cache).view()
-    assert {video: len(view.frames(video)) for video in view.videos} == NUM_FRAMES
+    assert {video: len(view.frames(video)) for video in view.videos} == LONG_FRAMES
     state = view.index.load()
     assert list(check_metadata(view.index, state)) == []
     assert [one.findings for one in check_shards(view.index, state) if one.findings] == []
@@ -123,42 +106,42 @@ def is_running(pid: int) -> bool:
 
 
 def test_kills_at_random_moments_leave_a_cache_that_finishes_bit_for_bit(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
     rng, cache = random.Random(1), tmp_path / "cache"
     victims = rng.choices(["worker", "job", "job and workers"], k=KILLS)
-    process = job(videos, cache)
+    process = start_long(long_videos, cache)
     for victim in victims:
         while not kill_at_work(process, cache, victim, rng.uniform(0, 0.8)):
             shutil.rmtree(cache)
-            process = job(videos, cache)
+            process = start_long(long_videos, cache)
         assert visible_shards(cache).items() <= wanted.items()
         if process.poll() is not None:
             if len(visible_shards(cache)) == len(wanted):
                 shutil.rmtree(cache)
-            process = job(videos, cache)
+            process = start_long(long_videos, cache)
     print(f"\n{KILLS} kills: {dict(Counter(victims))}")
     finish(process)  # it may have lost too many workers
-    code, _, err = finish(job(videos, cache))
+    code, _, err = finish(start_long(long_videos, cache))
     assert (code, spoken(err)) == (0, [])
     old = time.time() - 7200
     for path in temporary_files(cache):
         os.utime(path, (old, old))
-    extract(videos, cache, short_side=96)
+    extract(long_videos, cache, short_side=96)
     assert temporary_files(cache) == []
     assert_whole(cache, wanted)
 
 
 def test_a_killed_worker_is_replaced_and_the_job_finishes(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    process = job(videos, tmp_path / "cache")
+    process = start_long(long_videos, tmp_path / "cache")
     wait_until(lambda: is_at_work(tmp_path / "cache"))
     (worker,) = workers_of(process.pid)
     os.kill(worker, signal.SIGKILL)
     code, out, err = finish(process)
     assert (code, spoken(err)) == (0, [])
-    assert json.loads(out)["frames"] <= sum(NUM_FRAMES.values())
+    assert json.loads(out)["frames"] <= sum(LONG_FRAMES.values())
     for path in temporary_files(tmp_path / "cache"):
         path.unlink()
     assert_whole(tmp_path / "cache", wanted)
@@ -166,9 +149,9 @@ def test_a_killed_worker_is_replaced_and_the_job_finishes(
 
 @pytest.mark.skipif(KILLS <= 5, reason="slow: FCACHE_TEST_KILLS above 5 asks for it")
 def test_a_worker_that_dies_again_and_again_fails_no_innocent_video(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    process = job(videos, tmp_path / "cache")
+    process = start_long(long_videos, tmp_path / "cache")
     killed: set[int] = set()
     while process.poll() is None and len(killed) < 5:
         for claim in (tmp_path / "cache").glob("*/index/claims/*.json"):
@@ -181,15 +164,15 @@ def test_a_worker_that_dies_again_and_again_fails_no_innocent_video(
     code, out, err = finish(process)
     assert len(killed) == 5
     assert (code, json.loads(out)["failed"]) == (0, {}), err
-    assert len(open_cache(tmp_path / "cache").view().videos) == len(NUM_FRAMES)
+    assert len(open_cache(tmp_path / "cache").view().videos) == len(LONG_FRAMES)
 
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_stops_soon_with_130_and_the_same_command_goes_on(
-    videos: Path, wanted: dict[str, str], tmp_path: Path, times: int
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path, times: int
 ) -> None:
     cache = tmp_path / "cache"
-    process = job(videos, cache)
+    process = start_long(long_videos, cache)
     wait_until(lambda: is_at_work(cache))
     for _ in range(times):
         kill_group(process, signal.SIGINT)
@@ -203,12 +186,12 @@ def test_ctrl_c_stops_soon_with_130_and_the_same_command_goes_on(
     if times == 1:  # stopped at once, the word to stop stays for workers that outlive the job
         assert not any(cache.glob("*/index/claims/*.stop"))
     assert shard_hashes(cache).items() < wanted.items()
-    extract(videos, cache, short_side=96)
+    extract(long_videos, cache, short_side=96)
     assert_whole(cache, wanted)
 
 
-def test_ctrl_c_while_the_cluster_starts_ends_with_130(videos: Path, tmp_path: Path) -> None:
-    process = job(videos, tmp_path / "cache")
+def test_ctrl_c_while_the_cluster_starts_ends_with_130(long_videos: Path, tmp_path: Path) -> None:
+    process = start_long(long_videos, tmp_path / "cache")
     wait_until(lambda: any((tmp_path / "cache").glob("*/index/claims")))
     time.sleep(0.5)
     kill_group(process, signal.SIGINT)
@@ -218,30 +201,24 @@ def test_ctrl_c_while_the_cluster_starts_ends_with_130(videos: Path, tmp_path: P
 
 
 def test_two_jobs_at_once_share_the_work_and_make_one_cache(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    both = [job(videos, tmp_path / "cache") for _ in range(2)]
+    both = [start_long(long_videos, tmp_path / "cache") for _ in range(2)]
     ends = [finish(process) for process in both]
     assert [code for code, _, _ in ends] == [0, 0], ends
     done = [json.loads(out)["frames"] for _, out, _ in ends]
-    assert sum(done) == sum(NUM_FRAMES.values())
+    assert sum(done) == sum(LONG_FRAMES.values())
     assert_whole(tmp_path / "cache", wanted)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def full_soon(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 1500 << 10) as folder:
+        yield folder
 
 
 def test_a_disk_that_fills_up_keeps_what_is_committed_and_resumes_with_room(
-    small_disk: Path, tmp_path: Path
+    full_soon: Path, tmp_path: Path
 ) -> None:
     path = make_video(tmp_path / "long.mp4", 90)
     # The plan trusts this number, so that the disk fills while the job is at work.
@@ -250,7 +227,7 @@ def test_a_disk_that_fills_up_keeps_what_is_committed_and_resumes_with_room(
         num_frames=1, height=48, width=64,
     )  # fmt: skip
     Manifest(name="m", videos=(video,)).write(tmp_path / "m.toml")
-    cache = small_disk / "cache"
+    cache = full_soon / "cache"
     command = ["extract", tmp_path / "m.toml", "--cache", cache, "--scheduler", "inline", *words()]
     code, _, err = fcache(*command)
     assert (code, len(spoken(err))) == (6, 1), err
@@ -260,7 +237,7 @@ def test_a_disk_that_fills_up_keeps_what_is_committed_and_resumes_with_room(
     view = open_cache(cache).view()
     for one in check_shards(view.index, view.index.load()):
         assert one.findings == ()
-    remount = ["mount", "-o", "remount,size=20m", str(small_disk)]
+    remount = ["mount", "-o", "remount,size=20m", str(full_soon)]
     subprocess.run(remount, check=True)
     assert fcache(*command)[0] == 0
     assert before.items() <= shard_hashes(cache).items()
@@ -268,12 +245,12 @@ def test_a_disk_that_fills_up_keeps_what_is_committed_and_resumes_with_room(
 
 
 def test_a_disk_known_to_be_too_small_is_refused_before_work(
-    small_disk: Path, tmp_path: Path
+    full_soon: Path, tmp_path: Path
 ) -> None:
     make_video(tmp_path / "long.mp4", 90)
     code, _, err = fcache(
-        "extract", tmp_path / "long.mp4", "--cache", small_disk / "cache", *words()
+        "extract", tmp_path / "long.mp4", "--cache", full_soon / "cache", *words()
     )
     assert code == 6
     assert "Nothing was written" in spoken(err)[0]
-    assert list(small_disk.iterdir()) == []
+    assert list(full_soon.iterdir()) == []

@@ -17,14 +17,14 @@ import pytest
 
 from fcache.cache import open_cache
 from tests.extract.dask_running import dask_scheduler, dask_worker, kill
-from tests.extract.making import extract, make_videos, shard_files, shard_hashes, words
+from tests.extract.making import extract, make_videos, shard_files, shard_hashes
 from tests.extract.running import (
     events,
     finish,
     is_at_work,
     kill_group,
     spoken,
-    start,
+    start_long,
     wait_until,
     workers_of,
 )
@@ -33,25 +33,6 @@ SLOW = pytest.mark.skipif(
     int(os.environ.get("FCACHE_TEST_KILLS", "5")) <= 5,
     reason="slow: FCACHE_TEST_KILLS above 5 asks for it",
 )
-NUM_FRAMES = {f"v{number}": 56 + number for number in range(16)}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_videos(tmp_path_factory.mktemp("videos"), NUM_FRAMES)
-
-
-@pytest.fixture(scope="module")
-def wanted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The shard files of a job that nothing happened to."""
-    cache = tmp_path_factory.mktemp("whole") / "cache"
-    extract(videos, cache, short_side=96)
-    return shard_hashes(cache)
-
-
-def job(videos: Path, cache: Path, *more: object, **env: str) -> subprocess.Popen[str]:
-    """A job in a process of its own."""
-    return start("extract", videos, "--cache", cache, *words(short_side=96), *more, **env)
 
 
 def claimants(cache: Path) -> dict[str, int]:
@@ -90,14 +71,14 @@ def read_until(process: subprocess.Popen[str], event: str) -> str:
 
 
 def test_a_killed_scheduler_ends_the_job_with_one_message_and_its_workers(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     with (
         dask_scheduler(tmp_path) as (scheduler, address),
         dask_worker(address, tmp_path) as worker,
     ):
-        process = job(videos, cache, "--scheduler", address)
+        process = start_long(long_videos, cache, "--scheduler", address)
         wait_until(lambda: num_committed(cache) > 0)
         kill(scheduler)
         began = time.monotonic()
@@ -111,7 +92,7 @@ def test_a_killed_scheduler_ends_the_job_with_one_message_and_its_workers(
         assert any(cache.glob("*/index/claims/*.stop"))  # workers that live on begin no shard
         wait_until(lambda: worker.poll() is not None)
     assert 0 < num_committed(cache) < len(wanted)
-    extract(videos, cache, short_side=96)
+    extract(long_videos, cache, short_side=96)
     assert committed(cache) == wanted
 
 
@@ -166,7 +147,7 @@ def proxy(address: str) -> Iterator[Proxy]:
 
 
 def test_a_connection_lost_for_a_moment_is_taken_up_again(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     with (
@@ -174,7 +155,7 @@ def test_a_connection_lost_for_a_moment_is_taken_up_again(
         dask_worker(address, tmp_path),
         proxy(address) as between,
     ):
-        process = job(videos, cache, "--scheduler", between.address)
+        process = start_long(long_videos, cache, "--scheduler", between.address)
         for _ in range(2):
             before = num_committed(cache)
             wait_until(lambda before=before: num_committed(cache) > before)
@@ -203,11 +184,11 @@ def slowed(pid: int) -> Iterator[None]:
 
 
 def test_a_late_worker_takes_its_share_and_that_of_one_that_dies(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     with dask_scheduler(tmp_path) as (_, address), dask_worker(address, tmp_path) as first:
-        process = job(videos, cache, "--scheduler", address)
+        process = start_long(long_videos, cache, "--scheduler", address)
         wait_until(lambda: num_committed(cache) > 0 and is_at_work(cache))
         (early,) = set(claimants(cache).values())
         with dask_worker(address, tmp_path):
@@ -225,12 +206,12 @@ def test_a_late_worker_takes_its_share_and_that_of_one_that_dies(
 
 @pytest.mark.parametrize("then", ["Ctrl-C", pytest.param("another worker", marks=SLOW)])
 def test_a_job_without_workers_says_that_it_waits(
-    videos: Path, wanted: dict[str, str], tmp_path: Path, then: str
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path, then: str
 ) -> None:
     cache = tmp_path / "cache"
     with dask_scheduler(tmp_path) as (_, address):
         with dask_worker(address, tmp_path) as worker:
-            process = job(videos, cache, "--scheduler", address)
+            process = start_long(long_videos, cache, "--scheduler", address)
             wait_until(lambda: num_committed(cache) > 0)
             kill(worker)
         read_until(process, "workers_lost")
@@ -255,18 +236,18 @@ if Path({flag!r}).exists():
 """
 
 
-def local_job(videos: Path, tmp_path: Path, then: str) -> tuple[subprocess.Popen[str], Path]:
+def local_job(long_videos: Path, tmp_path: Path, then: str) -> tuple[subprocess.Popen[str], Path]:
     """A job whose workers, once the flag is there, do something else than start."""
     flag, preload = tmp_path / "flag", tmp_path / "preload.py"
     preload.write_text(PRELOAD.format(flag=str(flag), then=then))
     env = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload)}
-    return job(videos, tmp_path / "cache", **env), flag
+    return start_long(long_videos, tmp_path / "cache", **env), flag
 
 
 def test_a_local_worker_that_does_not_start_again_ends_the_job(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    process, flag = local_job(videos, tmp_path, "raise OSError('the driver is gone')")
+    process, flag = local_job(long_videos, tmp_path, "raise OSError('the driver is gone')")
     wait_until(lambda: num_committed(tmp_path / "cache") > 0)
     flag.touch()
     for pid in workers_of(process.pid):
@@ -278,10 +259,10 @@ def test_a_local_worker_that_does_not_start_again_ends_the_job(
 
 
 def test_a_local_worker_that_cannot_start_at_all_is_one_message(
-    videos: Path, tmp_path: Path
+    long_videos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "flag").touch()
-    process, _ = local_job(videos, tmp_path, "raise OSError('the driver is gone')")
+    process, _ = local_job(long_videos, tmp_path, "raise OSError('the driver is gone')")
     code, out, err = finish(process, 60)
     assert (code, out) == (1, ""), err
     assert len(spoken(err)) == 1, err
@@ -291,9 +272,9 @@ def test_a_local_worker_that_cannot_start_at_all_is_one_message(
 
 @SLOW
 def test_a_local_worker_may_take_long_to_start_again(
-    videos: Path, wanted: dict[str, str], tmp_path: Path
+    long_videos: Path, wanted: dict[str, str], tmp_path: Path
 ) -> None:
-    process, flag = local_job(videos, tmp_path, "time.sleep(20)")  # dask gives up after 15
+    process, flag = local_job(long_videos, tmp_path, "time.sleep(20)")  # dask gives up after 15
     wait_until(lambda: num_committed(tmp_path / "cache") > 0)
     flag.touch()
     for pid in workers_of(process.pid):
@@ -306,10 +287,8 @@ def test_a_local_worker_may_take_long_to_start_again(
 def test_a_video_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     lengths = {"a": 32, "b": 32, "c": 32}
     cache = tmp_path / "cache"
-    process = job(
-        make_videos(tmp_path / "videos", lengths), cache, "--json",
-        DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0",
-    )  # fmt: skip
+    env = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    process = start_long(make_videos(tmp_path / "videos", lengths), cache, **env)
     killed: set[int] = set()
     while process.poll() is None:  # rows are given in order: 'b' has the shards 2 and 3
         for shard, pid in claimants(cache).items():

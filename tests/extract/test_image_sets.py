@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fcache.cache import open_cache
 from fcache.extract.plan import KnownSource
 from fcache.extract.request import read_request
 from fcache.extract.survey import make_plan
@@ -17,9 +16,8 @@ from fcache.store.cache import create_root
 from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
 from fcache.store.records import Item
-from fcache.store.verify import check_metadata, check_shards, unfinished
 from tests.extract.images import filled, make_image
-from tests.extract.making import assert_same, expected, extract, stored, words
+from tests.extract.making import assert_same, assert_sound, expected, extract, stored, words
 
 NUM_IMAGES = 118_000  # about COCO's train2017
 # Its long sides are 640 px for nine images in ten; most short ones come from a few cameras.
@@ -89,12 +87,8 @@ def test_a_small_set_of_many_sizes_is_extracted_into_few_shards(tmp_path: Path) 
     held = filled(cache)
     buckets = {bucket for bucket, _ in held}
     assert len(held) <= 200 // SHARD_ROWS + len(buckets)
-    view = open_cache(cache).view()
     for number in range(0, 200, 23):
         pixels, stages = expected(folder / f"{number:03d}.png", "image", short_side=48)
         halves = [stage.astype("float16") for stage in stages]
         assert_same(stored(cache, f"{number:03d}"), (pixels, halves))
-    state = view.index.load()
-    assert list(check_metadata(view.index, state)) == []
-    assert [found for one in check_shards(view.index, state) for found in one.findings] == []
-    assert unfinished(view.index, state) == []
+    assert_sound(cache)

@@ -16,11 +16,12 @@ from fcache.manifest import Manifest, Video, load_manifest
 from fcache.sources.content import content_hash
 from fcache.store.inspect import list_videos
 from fcache.store.layout import Bucket
-from fcache.store.verify import check_metadata, check_shards, unfinished
+from fcache.store.verify import unfinished
 from tests.extract.making import (
     LENGTHS,
     PYRAMID,
     assert_same,
+    assert_sound,
     expected,
     extract,
     make_video,
@@ -55,14 +56,6 @@ def copied(done: Path, tmp_path: Path) -> Path:
 def lengths(cache: Path, view: str = "") -> dict[str, int]:
     opened = open_cache(cache).view(view)
     return {video: len(opened.frames(video)) for video in opened.videos}
-
-
-def assert_sound(cache: Path) -> None:
-    for view in open_cache(cache).views:
-        assert list(check_metadata(view.index, view.index.load())) == []
-        assert [
-            f for one in check_shards(view.index, view.index.load()) for f in one.findings
-        ] == []
 
 
 def test_stored_features_and_pixels_equal_a_direct_call_bit_for_bit(

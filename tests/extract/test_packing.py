@@ -24,11 +24,12 @@ from fcache.store.index import ViewIndex
 from fcache.store.inspect import list_videos, summarise
 from fcache.store.records import FrameRecord, Outcome
 from fcache.store.shard import ShardWriter
-from fcache.store.verify import check_metadata, check_shards, unfinished
+from fcache.store.verify import unfinished
 from fcache.store.writer import RowGroup
 from tests.extract.images import SIDES, filled, make_image, make_images, rows, shards
 from tests.extract.making import (
     assert_same,
+    assert_sound,
     expected,
     extract,
     plan_of,
@@ -41,14 +42,6 @@ from tests.extract.running import fcache, finish, is_at_work, kill_group, spoken
 from tests.sources.media import moving_frames
 
 NAMES = [f"i{number:02d}" for number in range(16)]
-
-
-def assert_sound(cache: Path) -> None:
-    for view in open_cache(cache).views:
-        state = view.index.load()
-        assert list(check_metadata(view.index, state)) == []
-        assert [found for one in check_shards(view.index, state) for found in one.findings] == []
-        assert unfinished(view.index, state) == []
 
 
 def assert_equals_direct_calls(cache: Path, folder: Path, **changes) -> None:

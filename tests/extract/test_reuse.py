@@ -19,9 +19,10 @@ from fcache.manifest import Manifest, Video
 from fcache.sources.content import content_hash
 from fcache.store.index import ViewIndex
 from fcache.store.inspect import list_videos, summarise
-from fcache.store.verify import check_metadata, check_shards, unfinished
+from fcache.store.verify import unfinished
 from tests.extract.making import (
     assert_same,
+    assert_sound,
     expected,
     extract,
     make_video,
@@ -45,14 +46,6 @@ def make_frames(
         seed = zlib.crc32(f"{name}{salt}".encode())
         Image.fromarray(moving_frames(1, *sides, seed=seed)[0]).save(folder / f"{name}.png")
     return folder
-
-
-def assert_sound(cache: Path) -> None:
-    for view in open_cache(cache).views:
-        state = view.index.load()
-        assert list(check_metadata(view.index, state)) == []
-        assert [found for one in check_shards(view.index, state) for found in one.findings] == []
-        assert unfinished(view.index, state) == []
 
 
 def names_of(cache: Path, video: str, **which) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def test_output_and_gradients_equal_the_official_ones() -> None:
     centres = pixel_centres(scale_grids((4, 6)))
     close(centres, vectors["in/reference_points"])
     read = extractor.attention(
-        extractor.query_norm(query), centres, extractor.stage_norm(feature), [(4, 6)]
+        extractor.query_norm(query), centres, extractor.value_norm(feature), [(4, 6)]
     )
     close(read, vectors["out_attn"])
     out = extractor(query, centres, feature, (4, 6))

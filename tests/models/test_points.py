@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fcache.models.points import (
-    GeneratorDraw,
     SeededDraw,
     sample_logits,
     sample_masks,
@@ -66,10 +65,3 @@ def test_seeded_numbers_depend_on_what_they_are_for_and_on_nothing_else() -> Non
         draw("match", 0, 1, (1, 5, 2)),
     ]
     assert not any(torch.equal(other, first) for other in others)
-
-
-def test_a_generator_draws_in_the_order_of_the_questions() -> None:
-    draw = GeneratorDraw(torch.Generator().manual_seed(3))
-    first, second = draw("match", 0, 0, (2,)), draw("match", 0, 0, (2,))
-    again = torch.rand(4, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(torch.cat([first, second]), again)

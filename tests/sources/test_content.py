@@ -20,7 +20,6 @@ from fcache.sources.content import (
     content_hash,
     folder_content,
     frame_hashes,
-    hash_sources,
 )
 
 AGE_NS = 10 * FRESH_NS
@@ -255,14 +254,3 @@ def test_memo_lies_in_the_users_cache_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert HashMemo().path.is_relative_to(tmp_path / "home/.cache")
-
-
-def test_many_sources_keep_their_order_and_their_errors(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{i}.mp4" for i in range(20)]
-    for i, path in enumerate(paths):
-        if i != 7:
-            path.write_bytes(bytes([i]) * 1000)
-    results = list(hash_sources((path, "video") for path in paths))
-    assert isinstance(results[7], SourceError)
-    expected = [hashlib.sha256(bytes([i]) * 1000).hexdigest() for i in range(20) if i != 7]
-    assert [r for r in results if isinstance(r, str)] == expected

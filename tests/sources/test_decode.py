@@ -281,6 +281,12 @@ def test_selected_frames_are_listed_without_opening_one(tmp_path, selection):
     assert list_selected(folder / "3.png", "image", Selection(**selection)) == [(0, "3")]
 
 
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_selected_pictures_of_a_video_are_listed(video, selection):
+    taken = [(f.source_index, f.name) for f in decode(video, "video", Selection(**selection))]
+    assert list_selected(video, "video", Selection(**selection)) == taken
+
+
 def test_a_list_of_selected_frames_needs_no_clock_and_a_folder(tmp_path):
     with pytest.raises(SourceError, match=r"fps= cannot be applied.*use stride="):
         list_selected(tmp_path, "frames", Selection(fps=1))

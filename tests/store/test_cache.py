@@ -143,7 +143,13 @@ def test_subset_of_stages_reads_those_in_that_order(cache: StoreCache, stages: l
 @pytest.mark.parametrize("stages", [[], [4], [-1]])
 def test_stage_that_is_not_there_is_refused(cache: StoreCache, stages: list[int]) -> None:
     with pytest.raises(ValueError, match=r"expected some of 0\.\.3"):
-        cache.read("a", [0], stages=stages)
+        cache.read("a", [0], stages=stages, pixels=False)
+
+
+def test_pixels_are_read_alone(cache: StoreCache) -> None:
+    clip = cache.read("a", [5, 2], stages=())
+    assert (clip.stages, clip.scales, len(clip.blocks)) == ((), (), 1)
+    np.testing.assert_array_equal(clip.pixels, cache.read("a", [5, 2]).pixels)
 
 
 def test_out_is_filled_in_place(cache: StoreCache) -> None:

@@ -14,9 +14,10 @@ import pytest
 from fcache.errors import CacheCorruptError
 from fcache.store.cache import StoreCache
 from fcache.store.current import Current
-from fcache.store.files import MIRROR, locked, seal, unseal
+from fcache.store.files import MIRROR, seal, unseal
 from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS
+from fcache.store.locks import locked
 from fcache.store.records import Name, Outcome
 from fcache.store.repair import examine, examine_root, mend
 from fcache.store.root import view_folders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +23,9 @@ from fcache.store.index import ViewIndex
 from fcache.store.layout import SHARD_ROWS, Bucket
 from fcache.store.records import FrameRecord, Item
 from fcache.store.shard import check_shard
-from fcache.store.verify import check_metadata, check_shards, readable_state
+from fcache.store.verify import check_metadata, check_shards
 from fcache.store.writer import RowGroup
+from tests.disks import small_disk
 from tests.store.making import BUCKET, PLAIN, PYRAMID, arrays, fill, make_cache, request, values
 
 NUM_FRAMES = 70
@@ -93,8 +92,7 @@ def test_killed_writers_leave_no_torn_shard_and_the_cache_ends_up_the_same(tmp_p
         final = {path: value for path, value in found.items() if not path.endswith(".tmp")}
         hit_while_writing += final != found
         assert final.items() <= expected.items()
-        state, findings = readable_state(index)
-        assert findings == []
+        state = index.load()
         assert [one for checked in check_shards(index, state) for one in checked.findings] == []
     assert hit_while_writing >= 3, "too few kills hit a writer at work: the test proves little"
     index, item = new_view(tmp_path / "killed", PYRAMID)
@@ -140,20 +138,6 @@ def test_sweep_removes_old_temporary_files_and_only_those(tmp_path: Path) -> Non
     assert files_below(index.folder) == sorted([*before, fresh])
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[None]:
-    """Mounts a file system of a few pages there."""
-    folder.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    done = subprocess.run(["mount", *options], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("mounting a small tmpfs takes root; the file size limit stands in for it")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("spare_bytes", [0, 5_000, 30_000, 90_000])
 def test_full_disk_stops_with_nothing_half_written_and_resumes(
     tmp_path: Path, spare_bytes: int
@@ -167,8 +151,7 @@ def test_full_disk_stops_with_nothing_half_written_and_resumes(
         with pytest.raises(NoSpaceError, match=r"Free space and run the same command again"):
             resume(index, item)
         assert files_below(index.folder, "**/.*.tmp") == []
-        state, findings = readable_state(index)
-        assert findings == []
+        state = index.load()
         assert [one for checked in check_shards(index, state) for one in checked.findings] == []
         assert len(state.missing(item, "tokens")) >= 3
         ballast.unlink()

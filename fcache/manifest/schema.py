@@ -1,13 +1,4 @@
-"""Manifests: what goes into a job. Facts only; choices live in recipes.
-
-A manifest names the videos (or images) of a data set with their content hashes, the splits, the
-categories and where the labels lie. ``fcache data init`` writes one; ``manifests/`` ships the
-categories and layouts of the data sets of the paper. Every cache embeds the manifest it was built
-from.
-
-A manifest is a TOML file, or JSON with the same keys for many videos: Python's TOML reader takes
-seconds for 100,000 of them. The manifest's hash does not depend on the form.
-"""
+"""What a manifest holds."""
 
 from __future__ import annotations
 
@@ -18,19 +9,18 @@ import os
 import string
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tomli_w
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from fcache.config import Selection, Settings, read_toml, shipped
-from fcache.errors import ConfigError, NoSpaceError, nearest
+from fcache.config import Selection, Settings
+from fcache.errors import ConfigError, NoSpaceError
+from fcache.manifest.explain import explain
+from fcache.manifest.text import as_json, as_toml
 
 SourceKind = Literal["video", "frames", "image"]
-MANIFEST_SUFFIXES = (".toml", ".json")
 
 
 def _pattern(*allowed: str) -> AfterValidator:
@@ -158,7 +148,7 @@ class Manifest(Settings):
         try:
             Selection.model_validate(self.sampling)
         except ValidationError as error:
-            raise ValueError(f"sampling: {_explain(error, Selection)}") from None
+            raise ValueError(f"sampling: {explain(error, Selection)}") from None
         return self
 
     def locate(self, path: str, what: str) -> Path:
@@ -186,19 +176,12 @@ class Manifest(Settings):
     def to_toml(self) -> str:
         """Returns the manifest as TOML text that ``load_manifest`` reads back equal."""
         facts = self.model_dump(mode="json", exclude_defaults=True, exclude={"categories"})
-        facts = _without_none({"schema_version": self.schema_version, **facts})
-        tables = {key: value for key, value in facts.items() if isinstance(value, dict | list)}
-        head = {key: value for key, value in facts.items() if key not in tables}
-        # tomli_w spreads a category over eight lines; a hundred of them read better one a line.
-        rows = "".join(f"    {_category_toml(category)},\n" for category in self.categories)
-        parts = [tomli_w.dumps(head), f"categories = [\n{rows}]\n" if rows else ""]
-        return "\n".join(part for part in [*parts, tomli_w.dumps(tables)] if part)
+        return as_toml({"schema_version": self.schema_version, **facts}, self.categories)
 
     def to_json(self) -> str:
         """Returns the manifest as JSON text, a line for each video and category."""
         facts = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        facts = {"schema_version": self.schema_version, **facts}
-        return "{\n" + ",\n".join(_json_line(key, value) for key, value in facts.items()) + "\n}\n"
+        return as_json({"schema_version": self.schema_version, **facts})
 
     def write(self, path: Path, *, force: bool = False) -> None:
         """Writes the manifest to a file that is seen whole or not at all: JSON if called so.
@@ -221,111 +204,3 @@ class Manifest(Settings):
         finally:
             with suppress(OSError):
                 partial.unlink()
-
-
-def _category_toml(category: Category) -> str:
-    name = tomli_w.dumps({"name": category.name}).strip()
-    isthing = "true" if category.isthing else "false"
-    return f"{{ id = {category.id}, {name}, isthing = {isthing}, color = {list(category.color)} }}"
-
-
-def _json_line(key: str, value: Any) -> str:  # noqa: ANN401 - any JSON value
-    if isinstance(value, list):
-        rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in value)
-        return f"{json.dumps(key)}: [\n{rows}\n]"
-    return f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-
-
-def _without_none(value: Any) -> Any:  # noqa: ANN401 - TOML has no null; a missing key says it
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_none(item) for item in value]
-    return value
-
-
-def manifest_names() -> list[str]:
-    """Returns the names of the shipped manifests, sorted."""
-    return sorted(path.stem for path in shipped("manifests").glob("*.toml"))
-
-
-def load_manifest(name: str, root: Path | None = None) -> Manifest:
-    """Returns a manifest by shipped name or by path.
-
-    Args:
-        name: A name from ``manifest_names()`` or a path ending in ``.toml`` or ``.json``.
-        root: Overrides the manifest's root. A relative root in the file is relative to the file.
-
-    Raises:
-        ConfigError: no such manifest, or its content breaks the schema.
-    """
-    path = Path(name)
-    if path.suffix not in MANIFEST_SUFFIXES and len(path.parts) == 1:
-        if name not in manifest_names():
-            raise ConfigError(
-                f"manifest '{name}' is not shipped{nearest(name, manifest_names())}; "
-                f"expected one of {', '.join(manifest_names())} or a path to a .toml or .json file."
-            )
-        path = shipped("manifests") / f"{name}.toml"
-    table = _read_json(path) if path.suffix == ".json" else read_toml(path)
-    return parse_manifest(table, origin=path, root=root)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"'{path}' does not exist; expected a JSON file.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"'{path}' is not a readable JSON file: {error}.") from None
-    if not isinstance(table, dict):
-        raise ConfigError(f"'{path}' is no manifest: its JSON is not one object.")
-    return table
-
-
-def parse_manifest(table: dict[str, Any], *, origin: Path, root: Path | None = None) -> Manifest:
-    """Builds a manifest from a table read at ``origin``.
-
-    Raises:
-        ConfigError: the table breaks the schema; every problem is named.
-    """
-    written = table.get("root")
-    if root is not None:
-        table = {**table, "root": os.path.abspath(os.path.expanduser(root))}
-    elif isinstance(written, str):
-        folder = os.path.abspath(origin.parent)
-        table = {**table, "root": os.path.normpath(os.path.join(folder, written))}
-    try:
-        return Manifest.model_validate(table)
-    except ValidationError as error:
-        text = _explain(error, Manifest)
-        raise ConfigError(f"'{origin}' breaks the manifest schema: {text}.") from None
-
-
-_PARTS: Mapping[str, type[BaseModel]] = {
-    "layout": Layout,
-    "labels": Labels,
-    "categories": Category,
-    "videos": Video,
-}
-
-
-def _explain(error: ValidationError, kind: type[BaseModel], most: int = 5) -> str:
-    items = error.errors()
-    texts = [_explain_one(item["loc"], item["type"], item["msg"], kind) for item in items[:most]]
-    if len(items) > most:
-        texts.append(f"and {len(items) - most} more")
-    return "; ".join(texts)
-
-
-def _explain_one(
-    where: Sequence[int | str], problem: str, message: str, kind: type[BaseModel]
-) -> str:
-    name = ".".join(str(part) for part in where)
-    if problem == "extra_forbidden":
-        part = _PARTS.get(str(where[0]), kind) if len(where) > 1 else kind
-        return f"'{name}' is not a key{nearest(str(where[-1]), part.model_fields)}"
-    if problem == "missing":
-        return f"'{name}' is needed"
-    text = message.removeprefix("Value error, ")
-    return f"{name}: {text}" if name else text
