@@ -9,13 +9,30 @@ import pytest
 
 from fcache.config import ExtractConfig, SegmenterConfig, load_recipe, recipe_names, resolve
 
+# What settings of a kind have no meaning without.
+NEEDED = {
+    "mrfp_": {"adapter": "comer"},
+    "backbone.": {
+        "source": "live",
+        "adapter": "none",
+        "checkpointing": "false",
+        "backbone.trainable": "true",
+    },
+    "val_extract.": {"source": "live", "val_extract.model": "resnet50"},
+    "extract.": {
+        "source": "live",
+        "extract.model": "resnet50",
+        "extract.crop": "604",
+        "extract.short_side": "480..1080",
+    },
+}
 PAPER = Path(__file__).parents[1] / "docs" / "paper.md"
 
 
 def told() -> list[str]:
     """Every code span that is made of settings, less the words that show what one looks like."""
     spans = re.findall(r"`([^`]+)`", PAPER.read_text(encoding="utf-8"))
-    found = [span for span in spans if re.fullmatch(r"(\w+=\S+ ?)+", span)]
+    found = [span for span in spans if re.fullmatch(r"([\w.]+=\S+ ?)+", span)]
     return sorted({span for span in found if span != "key=value" and "..." not in span})
 
 
@@ -25,10 +42,12 @@ def test_a_setting_in_the_paper_page_is_one(span) -> None:
     if "stage" in words:
         assert words == {"stage": "segmenter"}
         return
-    if words.keys() <= SegmenterConfig.model_fields.keys():
+    if {key.partition(".")[0] for key in words} <= SegmenterConfig.model_fields.keys():
         recipe = load_recipe("segmenter_vipseg")
-        comer = {"adapter": "comer"} if any(key.startswith("mrfp_") for key in words) else {}
-        resolve(SegmenterConfig, recipe, {**comer, **words})
+        usual: dict[str, str] = {}
+        for start, needed in NEEDED.items():
+            usual |= needed if any(key.startswith(start) for key in words) else {}
+        resolve(SegmenterConfig, recipe, {**usual, **words})
         return
     drawn = words.keys() & {"crop", "crops"} or ".." in words.get("short_side", "")
     views = {"crop": "604", "short_side": "480..1080"} if drawn else {}

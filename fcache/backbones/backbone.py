@@ -63,8 +63,15 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the canvas is not uint8 [B, height, width, 3] with sides the network takes.
         """
-        pixels = self.normalise(canvas, valid_hw)
-        with self._arithmetic(canvas.device):
+        return self.stages(self.normalise(canvas, valid_hw))
+
+    @torch.no_grad()
+    def stages(
+        self,
+        pixels: Tensor,  # [B, 3, height, width] float32, as ``normalise`` makes them
+    ) -> list[Tensor]:  # 4 x [B, H, W, C] float32
+        """Returns the stage outputs of normalised frames."""
+        with self._arithmetic(pixels.device):
             outputs = self.trunk(pixels)
         return [output.float().contiguous() for output in outputs]
 

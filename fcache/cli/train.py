@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,20 +14,30 @@ from fcache.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from fcache.config import SegmenterConfig
+    from fcache.report import Report
     from fcache.train.plan import TrainPlan
 
 RECIPES = {"segmenter": "segmenter_vipseg"}  # of a stage that is named without a recipe
 
 
 def train(
-    cache: Annotated[
-        str, typer.Option("--cache", metavar="CACHE[@KEY]", help="What is trained on.")
-    ],
     words: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="stage=segmenter, or recipe=NAME (or a file), and any of its settings.",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", metavar="CACHE[@KEY]", help="What is trained on.")
+    ] = None,
+    videos: Annotated[
+        str | None,
+        typer.Option(
+            "--videos",
+            metavar="FOLDER|MANIFEST",
+            help="Without a cache: what the backbone runs on in the loop, as extract.KEY=VALUE "
+            "says; needs source=live or source=auto.",
         ),
     ] = None,
     run: Annotated[
@@ -36,27 +46,30 @@ def train(
     plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train a stage on cached features.
+    """Train a stage on cached features, or with the backbone in the loop.
+
+    source=live runs the backbone on a cache's stored pixels, or on --videos. It then trains too
+    with backbone.trainable=true, if it is a pyramid.
 
     Resumes: run the same command again after anything that happened. Several GPUs or machines:
-    torchrun --no-python fcache train ...
+    torchrun --no-python -- fcache train ...
     """
-    from fcache.config import split_overrides
+    from fcache.config import read_overrides
     from fcache.train.job import run_training
     from fcache.train.plan import plan_training
     from fcache.train.recipe import read_config
 
-    plain, overrides = split_overrides(words or [])
-    if plain:
-        raise ConfigError(f"'{plain[0]}' is no setting; expected key=value.")
+    overrides = read_overrides(words or [])
     recipe = _recipe(overrides)
-    config = read_config(recipe, overrides)
+    config = read_config(recipe, overrides, videos=videos)
     if plan:
-        _show_plan(plan_training(cache, config), config, as_json=as_json)
+        _show_plan(plan_training(cache, config, videos=videos), config, as_json=as_json)
         return
     folder = run or Path("runs") / Path(recipe).stem
     with Progress("train", config.steps, "steps") as progress:
-        result = run_training(cache, config, folder, report=_reporter(progress, config))
+        result = run_training(
+            cache, config, folder, videos=videos, report=_reporter(progress, config)
+        )
     # Under torchrun every rank comes to here.
     if os.environ.get("RANK", "0") != "0":
         return
@@ -89,7 +102,7 @@ def _recipe(overrides: dict[str, str]) -> str:
     return RECIPES[stage]
 
 
-def _reporter(progress: Progress, config: SegmenterConfig) -> Callable[[dict[str, Any]], None]:
+def _reporter(progress: Progress, config: SegmenterConfig) -> Report:
     def report(event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "start":
@@ -112,7 +125,7 @@ def _reporter(progress: Progress, config: SegmenterConfig) -> Callable[[dict[str
 
 
 def _started(event: Mapping[str, Any]) -> str:
-    from fcache.ops import kernels_in_use
+    from fcache.ops.library import kernel_use
 
     device = event["device"].partition(":")[0]
     first = f"goes on after step {event['step']:,}" if event["step"] else "begins"
@@ -120,7 +133,7 @@ def _started(event: Mapping[str, Any]) -> str:
         f"{first}: {event['parameters'] / 1e6:,.1f} M parameters, {event['videos']:,} videos, "
         f"{event['steps']:,} steps of {event['batch']} on {event['ranks']} x {event['device']}; "
         f"validates on {event['val_frames']:,} frames ({event['split_by']})\n"
-        f"deformable attention on {kernels_in_use()[device]}"
+        f"deformable attention on {kernel_use(device)}"
     )
 
 
@@ -136,6 +149,14 @@ def _numbers(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
+def _backbone(found: TrainPlan) -> str:
+    frames = f"{found.live_frames:,} frames and {found.live_val_frames:,} to validate"
+    if found.backbone_runs == "cached":
+        return f"does not run; source=live would pass it {frames}"
+    trains = "; it trains" if found.backbone_runs == "trained" else ""
+    return f"runs in the loop: {frames}{trains}"
+
+
 def _show_plan(found: TrainPlan, config: SegmenterConfig, *, as_json: bool) -> None:
     if as_json:
         recipe = config.model_dump(mode="json")
@@ -146,11 +167,13 @@ def _show_plan(found: TrainPlan, config: SegmenterConfig, *, as_json: bool) -> N
         [
             ("view", f"{found.view}  {found.backbone}"),
             ("val view", found.val_view),
+            ("backbone", _backbone(found)),
             ("labels", f"{found.targets}, {found.num_categories} categories"),
             ("trained", f"{found.num_trained / 1e6:,.2f} M parameters: {parts}"),
             ("videos", f"{found.num_videos:,}, each seen {found.epochs:,.1f} times"),
             ("validation", f"{found.num_val_frames:,} frames ({found.split_by})"),
             *((f"without {video}", reason) for video, reason in found.quarantined),
+            *(("note", note) for note in found.notes),
         ]
     )
     for key, value in config.model_dump(mode="json", exclude_none=True).items():

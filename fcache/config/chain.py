@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from fcache.config.predict import PredictConfig
 from fcache.config.recipes import load_recipe
 from fcache.config.settings import Settings, layered, resolve
 from fcache.config.stages import ExtractConfig, ProbeConfig
@@ -23,6 +24,7 @@ KINDS: Mapping[str, type[Settings]] = {
     "extract": ExtractConfig,
     "probe": ProbeConfig,
     "train": SegmenterConfig,
+    "predict": PredictConfig,
 }
 _PLACE = re.compile(r"\{(\w+)\}")
 
@@ -38,7 +40,7 @@ class ChainStep(Settings):
     """
 
     name: str
-    command: Literal["extract", "copy", "verify", "probe", "train"]
+    command: Literal["extract", "copy", "verify", "probe", "train", "predict", "eval"]
     words: tuple[str, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
 

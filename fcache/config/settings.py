@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -42,6 +42,18 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return plain, overrides
 
 
+def read_overrides(words: Sequence[str]) -> dict[str, str]:
+    """Returns the ``key=value`` overrides of words that hold nothing else.
+
+    Raises:
+        ConfigError: a word is a plain one.
+    """
+    plain, overrides = split_overrides(words)
+    if plain:
+        raise ConfigError(f"'{plain[0]}' is no setting; expected key=value.")
+    return overrides
+
+
 def parse_value(text: str) -> Any:  # noqa: ANN401 - the field's declared type decides
     """Reads an override the way TOML would, and as plain text where it is not TOML."""
     if text in {"none", "None", ""}:
@@ -63,16 +75,10 @@ def resolve(
     Raises:
         ConfigError: every unknown key and impossible value, together.
     """
-    problems = [
-        f"'{key}' is not a setting{nearest(key, kind.model_fields)}"
-        for key in [*overrides, *recipe]
-        if key not in kind.model_fields
-    ]
-    fields = kind.model_fields
-    newer = {key: _as_field(kind, key, text) for key, text in overrides.items() if key in fields}
-    known = layered(kind, recipe, newer)
+    problems: list[str] = []
+    known = _joined(kind, recipe, overrides, "", problems)
     try:
-        settings = kind.model_validate({key: known[key] for key in known if key in fields})
+        settings = kind.model_validate(known)
     except ValidationError as error:
         problems += [_explain(item) for item in error.errors()]
     if problems:
@@ -85,12 +91,70 @@ def layered(
 ) -> dict[str, Any]:
     """Returns a table with another over it, less what the newer keys stand in for.
 
-    A newer key that is None stands in for nothing; it takes along what depends on it.
+    A newer key that is None stands in for nothing; it takes along what depends on it. Tables
+    within are layered likewise.
     """
     dropped: set[str] = set()
     for key, value in newer.items():
         dropped.update((kind.dependents if value is None else kind.replaces).get(key, ()))
-    return {**{key: value for key, value in older.items() if key not in dropped}, **newer}
+    kept = {key: value for key, value in older.items() if key not in dropped}
+    both = {
+        name: layered(table, kept[name], newer[name])
+        for name, table in tables_of(kind).items()
+        if isinstance(kept.get(name), Mapping) and isinstance(newer.get(name), Mapping)
+    }
+    return {**kept, **newer, **both}
+
+
+def tables_of(kind: type[BaseModel]) -> dict[str, type[Settings]]:
+    """Returns the fields that are settings themselves, ``[name]`` in a recipe."""
+    found = {}
+    for name, field in kind.model_fields.items():
+        for choice in (field.annotation, *get_args(field.annotation)):
+            if isinstance(choice, type) and issubclass(choice, Settings):
+                found[name] = choice
+    return found
+
+
+def _joined(
+    kind: type[Settings],
+    recipe: Mapping[str, Any],
+    overrides: Mapping[str, str],
+    where: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """The recipe's table with the overrides over it; tells the keys that neither should have.
+
+    Args:
+        kind: What they are settings of.
+        recipe: Its table.
+        overrides: Below it, ``table.key`` for those of a table within.
+        where: Before its keys, ``table.`` for those of a table.
+        problems: What is wrong is added to them.
+    """
+    fields, tables = kind.model_fields, tables_of(kind)
+    newer: dict[str, Any] = {}
+    for key, text in overrides.items():
+        if key in tables and text not in {"none", "None"}:
+            names = ", ".join(f"{where}{key}.{name}" for name in tables[key].model_fields)
+            problems.append(f"'{where}{key}' is a table; expected one of: {names}")
+        elif key in fields:
+            newer[key] = _as_field(kind, key, text)
+    for name, table in tables.items():
+        within = f"{name}."
+        words = {k.removeprefix(within): t for k, t in overrides.items() if k.startswith(within)}
+        table_of = recipe.get(name)
+        if words or isinstance(table_of, Mapping):
+            inner = _joined(table, table_of or {}, words, f"{where}{within}", problems)
+            newer.setdefault(name, inner)
+    known = [*fields, *(f"{name}.{key}" for name in tables for key in tables[name].model_fields)]
+    problems += [
+        f"'{where}{key}' is not a setting{nearest(where + key, [where + name for name in known])}"
+        for key in [*overrides, *recipe]
+        if key not in fields and key.partition(".")[0] not in tables
+    ]
+    older = {key: value for key, value in recipe.items() if key not in tables.keys() & newer.keys()}
+    return {key: value for key, value in layered(kind, older, newer).items() if key in fields}
 
 
 def _as_field(kind: type[BaseModel], key: str, text: str) -> Any:  # noqa: ANN401
@@ -111,4 +175,5 @@ def _explain(item: Mapping[str, Any]) -> str:
         return f"'{where}' is needed: give {where}=..."
     if not where:
         return message
-    return f"{where}={item['input']}: {message[0].lower()}{message[1:]}"
+    told = where if isinstance(item["input"], Mapping) else f"{where}={item['input']}"
+    return f"{told}: {message[0].lower()}{message[1:]}"

@@ -86,7 +86,7 @@ class ExtractConfig(Settings):
     @model_validator(mode="after")
     def _parts_are_valid(self) -> ExtractConfig:
         _ = (self.selection, self.geometry, self.backbone)
-        if self.crop is None and self.crops != 1:
+        if self.crop is None and self.crops != type(self).model_fields["crops"].default:
             raise ValueError(f"crops={self.crops} has no meaning without crop=")
         if self.mix and self.batch == 1:
             raise ValueError("mix=true has no meaning with batch=1; give batch=8, for example")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from fcache.config.settings import Settings
 from fcache.config.sizes import Crop
+from fcache.config.stages import ExtractConfig
 
 CROP_MULTIPLE = 32  # pixels; every level of the adapter then has whole tokens
 NUM_GROUPS = 32  # of the pixel decoder's group norms
@@ -24,8 +25,47 @@ FREE_KEYS = frozenset(
         "save_every",
         "val_every",
         "val_frames",
+        "weights",
     }
 )
+
+
+class BackboneTraining(Settings):
+    """Whether the backbone trains too; ``[backbone]`` of a recipe."""
+
+    trainable: bool = False  # a pyramid alone, and in the loop: source=live
+    lr_factor: float = Field(default=0.1, gt=0)  # of the rate
+
+
+# What a job is told, and a loop has no use for.
+JOB_KEYS = (
+    "split",
+    "reuse",
+    "mix",
+    "device",
+    "calibration_frames",
+    "workers",
+    "retries",
+    "max_bytes",
+)
+
+
+class LiveExtract(ExtractConfig):
+    """How frames become stage outputs in the loop; ``[extract]`` of a recipe.
+
+    What ``fcache extract`` can be told. ``crops=0`` draws a crop of its own for every clip, as the
+    paper does; ``crops=K`` keeps to the K draws of a video that an extraction caches.
+    """
+
+    crops: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_of_the_loop(self) -> LiveExtract:
+        fields = type(self).model_fields
+        for key in JOB_KEYS:
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}= is of an extraction job; it has no meaning in the loop")
+        return self
 
 
 class TrainConfig(Settings):
@@ -34,7 +74,11 @@ class TrainConfig(Settings):
     kind: Literal["stage"] = "stage"
     about: str = ""
     # what is read
-    source: Literal["cache", "live", "auto"] = "cache"
+    source: Literal["cache", "live", "auto"] = "cache"  # live: the backbone runs in the loop
+    weights: str | None = None  # of a live backbone; by default where the extraction had them
+    live_rounded: bool = False  # stage outputs in the loop are rounded as the view stores its own
+    extract: LiveExtract | None = None  # of videos that are trained on without a cache
+    val_extract: LiveExtract | None = None  # where they are validated on otherwise
     view: str | None = None  # key prefix; needed where a cache has several views
     val_view: str | None = None  # another view of the same cache to validate on
     labels: Path | None = None  # a folder or a manifest; by default what the cache was built from
@@ -71,7 +115,12 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        problems = [*self._schedule_problems(), *self._sampling_problems(), *self._problems()]
+        problems = [
+            *self._source_problems(),
+            *self._schedule_problems(),
+            *self._sampling_problems(),
+            *self._problems(),
+        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -79,6 +128,34 @@ class TrainConfig(Settings):
     def _problems(self) -> list[str]:
         """What else does not fit together, of a stage's own settings."""
         return []
+
+    def _source_problems(self) -> list[str]:
+        if self.source != "cache":
+            return self._live_problems()
+        given = {
+            "weights": self.weights is not None,
+            "live_rounded": self.live_rounded,
+            "extract": self.extract is not None,
+            "val_extract": self.val_extract is not None,
+        }
+        return [
+            f"{key}= is of a backbone in the loop; it has no meaning with source=cache"
+            for key, is_given in given.items()
+            if is_given
+        ]
+
+    def _live_problems(self) -> list[str]:
+        if self.extract is None or self.source == "auto":
+            return []
+        problems = []
+        if self.weights is not None:
+            problems.append("weights= is of a cache's backbone; give extract.weights=")
+        if self.live_rounded and self.extract.dtype == "int8":
+            problems.append(
+                "live_rounded=true with extract.dtype=int8 needs channel scales, which only a "
+                "cache has; expected extract.dtype=float16"
+            )
+        return problems
 
     def _schedule_problems(self) -> list[str]:
         problems = []
@@ -132,9 +209,10 @@ class SegmenterConfig(TrainConfig):
     ffn_dim: int = Field(default=2048, ge=1)
     num_points: int = Field(default=12544, ge=1)  # of a mask, in matching and in losses
     adapter_lr_factor: float = Field(default=0.1, gt=0)  # of the rate, for the whole adapter
+    backbone: BackboneTraining = BackboneTraining()
 
     def _problems(self) -> list[str]:
-        problems = []
+        problems = self._backbone_problems()
         if self.dim % NUM_GROUPS:
             below = self.dim - self.dim % NUM_GROUPS
             problems.append(
@@ -151,6 +229,26 @@ class SegmenterConfig(TrainConfig):
             problems.append(
                 "checkpointing=true recomputes the extractors, which adapter=none has not"
             )
+        return problems
+
+    def _backbone_problems(self) -> list[str]:
+        usual = BackboneTraining()
+        if not self.backbone.trainable:
+            changed = self.backbone.lr_factor != usual.lr_factor
+            return ["backbone.lr_factor= has no meaning without backbone.trainable=true"] * changed
+        problems = []
+        if self.source != "live":
+            problems.append(
+                "backbone.trainable=true trains the backbone in the loop, and "
+                f"source={self.source} may read what it gave before; expected source=live"
+            )
+        if self.adapter != "none":
+            problems.append(
+                f"adapter={self.adapter} is of plain ViTs, which stay frozen; "
+                "backbone.trainable=true expects a pyramid backbone and adapter=none"
+            )
+        if self.live_rounded:
+            problems.append("live_rounded=true would round away gradients of a trained backbone")
         return problems
 
 

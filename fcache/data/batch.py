@@ -12,6 +12,7 @@ from fcache.data.canvas import ENLARGED
 from fcache.data.features import Features
 from fcache.data.sampling import ClipRequest
 from fcache.data.targets import ClipTargets
+from fcache.data.windows import cut
 from fcache.store.cache import Clip
 
 
@@ -86,7 +87,11 @@ class MicroBatch:
         """
         num_frames = len(self.requests[0].frames)
         pixels = self._normalised(device, num_frames)
-        stages = self.source.stages(self.clip, pixels, dtype)
+        stages = self.source.stages(self.clip, self.requests, pixels, dtype)
+        if self.source.whole:
+            clips = zip(self.requests, pixels.split(num_frames), strict=True)
+            stride = self.source.stride
+            pixels = torch.cat([cut(frames, one.window, stride, axis=2) for one, frames in clips])
         height, width = pixels.shape[-2:]
         extents = tuple((w / width, h / height) for h, w in self.valid)
         if self.source.stride == ENLARGED:
@@ -107,7 +112,8 @@ class MicroBatch:
             raw.new_tensor(v, dtype=torch.float32) for v in (self.source.mean, self.source.std)
         )
         pixels = ((raw.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
-        for index, (height, width) in enumerate(self.valid):
+        areas = [r.video.valid for r in self.requests] if self.source.whole else self.valid
+        for index, (height, width) in enumerate(areas):
             frames = pixels[index * num_frames : (index + 1) * num_frames]
             frames[:, :, height:] = 0
             frames[:, :, :, width:] = 0

@@ -21,7 +21,7 @@ from fcache.data.batch import (
 )
 from fcache.data.features import CachedFeatures, Features
 from fcache.data.sampling import ClipRequest, Clips
-from fcache.data.targets import ClipLabels, ClipTargets
+from fcache.data.targets import NO_TARGETS, ClipLabels, ClipTargets
 from fcache.errors import ConfigError
 from fcache.store.cache import Clip, View
 
@@ -35,7 +35,7 @@ class ClipLoader:
     Args:
         source: A view, or other features.
         sampler: The clips of every step.
-        labels: Of the clips.
+        labels: Of the clips; None where they are only looked at.
         first_step: Where to start.
         end_step: Where to stop; never by default.
         rank: Which rank's part.
@@ -53,7 +53,7 @@ class ClipLoader:
         self,
         source: View | Features,
         sampler: Clips,
-        labels: ClipLabels,
+        labels: ClipLabels | None,
         *,
         first_step: int = 0,
         end_step: int | None = None,
@@ -132,7 +132,7 @@ class ClipLoader:
     def _begin_part(self, requests: tuple[ClipRequest, ...], memory: _Memory) -> _Part:
         memory.features.reset()
         num_frames = len(requests[0].frames)
-        clip = self.source.empty(requests[0], num_frames * len(requests), memory.features.take)
+        clip = self.source.empty(requests, memory.features.take)
         futures = [
             self._readers.submit(
                 self._read,
@@ -150,6 +150,8 @@ class ClipLoader:
         """Fills a clip; runs in a reader."""
         masks.reset()
         self.source.read(request, out)
+        if self.labels is None:
+            return NO_TARGETS
         return self.labels.read(request, stride=self.source.stride, allocate=masks.take)
 
     def __enter__(self) -> Self:

@@ -1,10 +1,10 @@
 """Which clips a training step sees: a pure function of (seed, step).
 
-Every epoch is a seeded permutation of the videos, each with one of its crops. Clips of one
-geometry are gathered in that order, and whenever there are enough for a micro-batch they become
-the next one; what is left at the end of an epoch comes first in the next. So every video comes
-once an epoch, a geometry comes as often as its share of the clips, and nothing depends on how many
-threads read or on how many ranks train.
+Every epoch is a seeded permutation of the videos, each with one of its crops, or with a crop that
+is the epoch's alone where crops are drawn afresh. Clips of one geometry are gathered in that order,
+and whenever there are enough for a micro-batch they become the next one; what is left at the end of
+an epoch comes first in the next. So every video comes once an epoch, a geometry comes as often as
+its share of the clips, and nothing depends on how many threads read or on how many ranks train.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fcache.data.footage import Footage
 from fcache.data.frame_sampling import FrameSampling as FrameSampling, Uniform
 from fcache.data.videos import ClipVideo
 from fcache.data.windows import TokenWindows
 from fcache.errors import ConfigError
-from fcache.store.cache import VideoFrames
 
 EPOCH, CLIP = 0, 1  # what a stream of random numbers is for
 
@@ -31,13 +32,13 @@ class ClipRequest:
     """One clip to be read.
 
     Attributes:
-        video: The stored frames it comes from: of a view of crops, one crop's.
+        video: The frames it comes from: of a view of crops, one crop's.
         frames: T positions among them.
         window: (y, x, height, width) on the coarsest stage's token grid; None for the canvas.
         epoch: How often the video came before.
     """
 
-    video: VideoFrames
+    video: Footage
     frames: tuple[int, ...]
     window: tuple[int, int, int, int] | None = None
     epoch: int = 0
@@ -45,7 +46,7 @@ class ClipRequest:
     @property
     def draw(self) -> int | None:
         """Which crop of the video, in a view of crops."""
-        return self.video.item.draw
+        return self.video.draw
 
     @property
     def frame_names(self) -> tuple[str, ...]:
@@ -115,11 +116,12 @@ class ClipSampler:
         self.seed = seed
         self.windows = windows
         self._num_draws = np.array([len(video.draws) for video in self.videos], np.uint64)
+        self._is_fresh = any(video.afresh for video in self.videos)
+        self._known: dict[object, int] = {}  # geometries, numbered as they come
         self._codes = self._geometries()
-        num_codes = int(self._codes.max()) + 1
         # Of every epoch begun: its first micro-batch, and the clips that others left it.
         self._starts = [0]
-        self._left = [[np.zeros((0, 3), np.int64) for _ in range(num_codes)]]
+        self._left: list[list[npt.NDArray[np.int64]]] = [[]]
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
     @property
@@ -137,14 +139,22 @@ class ClipSampler:
 
     def _geometries(self) -> npt.NDArray[np.int64]:  # [videos, most draws]
         """The number of the geometry of each video's draws."""
-        known: dict[object, int] = {}
         codes = np.zeros((len(self.videos), int(self._num_draws.max())), np.int64)
         for row, video in enumerate(self.videos):
             for k, draw in enumerate(video.draws):
-                bucket = draw.item.bucket
-                geometry = bucket if self.windows is None else self.windows.size(bucket)
-                codes[row, k] = known.setdefault(geometry, len(known))
+                codes[row, k] = self._code(draw)
         return codes
+
+    def _code(self, frames: Footage) -> int:
+        """The number of the geometry of clips of some frames."""
+        bucket = frames.bucket
+        geometry = bucket if self.windows is None else self.windows.size(bucket)
+        return self._known.setdefault(geometry, len(self._known))
+
+    def _drawn(self, epoch: int, row: int, draw: int) -> Footage:
+        """The frames that a clip of an epoch comes from."""
+        video = self.videos[row]
+        return video.draws[draw] if video.afresh is None else video.afresh(epoch)
 
     def _micro_batch(self, number: int) -> npt.NDArray[np.int64]:  # [micro_batch, 3]
         """The (epoch, video, draw) of each clip of a micro-batch, counted from the run's start."""
@@ -165,8 +175,13 @@ class ClipSampler:
         drawn = draws.astype(np.int64)[order]
         stream = np.stack([np.full(count, epoch), order, drawn], axis=1)
         codes = self._codes[order, drawn]
+        if self._is_fresh and size > 1:  # one clip is of one geometry whatever it is
+            codes = np.array([self._code(self._drawn(*clip)) for clip in stream.tolist()])
         full, groups, left = [], [], []
-        for code, before in enumerate(self._left[epoch]):
+        nothing = np.zeros((0, 3), np.int64)
+        for code, before in enumerate(
+            islice(chain(self._left[epoch], repeat(nothing)), len(self._known))
+        ):
             places = np.flatnonzero(codes == code)
             clips = np.concatenate([before, stream[places]])
             num_full = len(clips) // size
@@ -183,8 +198,7 @@ class ClipSampler:
         return made
 
     def _request(self, epoch: int, row: int, draw: int) -> ClipRequest:
-        video = self.videos[row]
-        frames, labelled = video.draws[draw], video.labelled[draw]
+        frames, labelled = self._drawn(epoch, row, draw), self.videos[row].labelled[draw]
         uniform = Uniform(self.seed, CLIP, epoch, row)
         chosen = self.sampling.draw(len(labelled), uniform)
         return ClipRequest(

@@ -42,6 +42,9 @@ class ClipTargets:
         return ClipTargets(*moved)
 
 
+NO_TARGETS = ClipTargets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0, 0, 0), torch.zeros(0))
+
+
 class ClipLabels:
     """Reads the targets of clips.
 

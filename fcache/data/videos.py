@@ -1,31 +1,35 @@
-"""The videos of a view that clips are drawn from: those with labels, and their labelled frames."""
+"""The videos that clips are drawn from: those with labels, and their labelled frames."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fcache.data.dataset import entries_of
+from fcache.data.footage import Footage
 from fcache.data.labels import LabelReader
 from fcache.errors import ConfigError
-from fcache.store.cache import VideoFrames, View
+from fcache.store.cache import View
 
 LabelKind = Literal["panoptic", "semantic"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipVideo:
-    """A video as it is cached.
+    """A video with labels.
 
     Attributes:
         draws: Its crops, in a view of crops; else one.
         labelled: Of each of them, the positions of the frames with a label, in order.
+        afresh: Makes the crop of an epoch, where every epoch has another. Frames are those of the
+            first of ``draws``, which is what validation sees.
     """
 
     video_id: str
-    draws: tuple[VideoFrames, ...]
+    draws: tuple[Footage, ...]
     labelled: tuple[Sequence[int], ...]
+    afresh: Callable[[int], Footage] | None = None
 
 
 def clip_videos(
@@ -50,7 +54,7 @@ def clip_videos(
         ConfigError: there is no video of the split, none has a label, or a video is cached under
             several selections.
     """
-    found: dict[str, list[VideoFrames]] = {}
+    found: dict[str, list[Footage]] = {}
     splits = set()
     for entry in entries_of(view, selection):
         splits.add(entry.split)
@@ -64,7 +68,7 @@ def clip_videos(
             f"{known or 'none, since no split is known'}.",
             run=f"fcache ls '{view.folder.parent}' --videos",
         )
-    videos = [_labelled(video_id, found[video_id], labels, kind) for video_id in sorted(found)]
+    videos = [labelled(video_id, found[video_id], labels, kind) for video_id in sorted(found)]
     usable = [video for video in videos if all(video.labelled)]
     if not usable:
         some = videos[0].draws[0]
@@ -77,16 +81,29 @@ def clip_videos(
     return usable
 
 
-def _labelled(
-    video_id: str, draws: list[VideoFrames], labels: LabelReader, kind: LabelKind
+def labelled(
+    video_id: str,
+    draws: Sequence[Footage],
+    labels: LabelReader,
+    kind: LabelKind,
+    afresh: Callable[[int], Footage] | None = None,
 ) -> ClipVideo:
+    """Returns a video with the positions of its labelled frames.
+
+    Args:
+        video_id: As the manifest calls it.
+        draws: Its crops, or its one full view.
+        labels: Of its frames.
+        kind: Which labels.
+        afresh: Makes the crop of an epoch, where every epoch has another.
+    """
     has = labels.has if kind == "semantic" else labels.has_panoptic
-    draws = sorted(draws, key=lambda frames: frames.item.draw or 0)
+    draws = sorted(draws, key=lambda frames: frames.draw or 0)
     known: dict[str, bool] = {}
-    labelled = []
+    places = []
     for frames in draws:
         for name in frames.names:
             if name not in known:
                 known[name] = has(video_id, name, frames.split)
-        labelled.append(tuple(i for i, name in enumerate(frames.names) if known[name]))
-    return ClipVideo(video_id, tuple(draws), tuple(labelled))
+        places.append(tuple(i for i, name in enumerate(frames.names) if known[name]))
+    return ClipVideo(video_id, tuple(draws), tuple(places), afresh)

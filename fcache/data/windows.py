@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from fcache.data.footage import AnyView, Footage
 from fcache.errors import ConfigError
-from fcache.store.cache import VideoFrames, View
 from fcache.store.layout import Bucket
 
 CELL = 32  # pixels; two patches of 16, the coarsest level of the pyramid
+Window = tuple[int, int, int, int]  # y, x, height, width on the coarsest stage's token grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class TokenWindows:
     stride: int
 
     @classmethod
-    def of(cls, view: View, crop: tuple[int, int]) -> TokenWindows:
+    def of(cls, view: AnyView, crop: tuple[int, int]) -> TokenWindows:
         """Returns the windows of a view.
 
         Raises:
@@ -47,7 +50,7 @@ class TokenWindows:
                 f"crop={crop[0]}x{crop[1]} cuts token windows out of a full view, and view "
                 f"{view.key} is of crops; leave crop= out, or train on a full view."
             )
-        return cls(crop, view.index.layout.strides[-1])
+        return cls(crop, view.layout.strides[-1])
 
     def size(self, bucket: Bucket) -> tuple[int, int]:
         """Returns (height, width) of the window on a canvas, in tokens of the coarsest stage."""
@@ -57,14 +60,14 @@ class TokenWindows:
             min(self.crop[1] // CELL, width) * self._cell_tokens,
         )
 
-    def draw(self, video: VideoFrames, below: Callable[[int], int]) -> tuple[int, int, int, int]:
+    def draw(self, video: Footage, below: Callable[[int], int]) -> tuple[int, int, int, int]:
         """Returns (y, x, height, width) in tokens; at least one pixel of it is of the frame.
 
         Args:
             video: Whose canvas.
             below: Draws a number 0..n-1.
         """
-        bucket, valid = video.item.bucket, video.valid
+        bucket, valid = video.bucket, video.valid
         height, width = self.size(bucket)
         y = below(self._starts(bucket.height, height, valid[0]))
         x = below(self._starts(bucket.width, width, valid[1]))
@@ -86,3 +89,18 @@ class TokenWindows:
 
     def _cells(self, side: int) -> int:
         return side // self._cell_pixels
+
+
+def cut(maps: Tensor, window: Window | None, scale: int, axis: int) -> Tensor:
+    """Returns a window of maps of a canvas; without one the maps as they are.
+
+    Args:
+        maps: Of the canvas, or of a larger one at whose top left it lies.
+        window: Which part.
+        scale: Places of the maps to a token of the coarsest stage, each way.
+        axis: Of their rows; columns are the next.
+    """
+    if window is None:
+        return maps
+    y, x, height, width = (side * scale for side in window)
+    return maps.narrow(axis, y, height).narrow(axis + 1, x, width)

@@ -6,31 +6,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from fcache.report import Report
 
 if TYPE_CHECKING:
     from fcache.train.job import TrainResult
 
 
 def train(
-    cache: str | Path,
+    cache: str | Path | None,
     recipe: str | Path = "segmenter_vipseg",
     *,
+    videos: str | Path | None = None,
     run: str | Path | None = None,
-    report: Callable[[dict[str, Any]], None] = lambda event: None,
+    report: Report = lambda event: None,
     **overrides: object,
 ) -> TrainResult:
     """Trains a stage from a cache; the same call after a stop goes on where it stopped.
 
     Args:
-        cache: A cache's folder, or ``FOLDER@KEYPREFIX`` for one of several views.
+        cache: A cache's folder, or ``FOLDER@KEYPREFIX`` for one of several views; None to train
+            without one.
         recipe: A shipped recipe's name, or the path of one.
+        videos: A folder or a manifest to run the backbone on in the loop, with ``source="live"``.
         run: The run's folder; ``runs/<recipe's name>`` by default.
         report: Told every step and event, as a dict with the key ``event``.
-        overrides: Settings of the recipe, such as ``steps=1000``.
+        overrides: Settings of the recipe, such as ``steps=1000`` or ``extract={"model": ...}``.
 
     Returns:
         Where the checkpoints lie, and their scores.
@@ -41,9 +45,9 @@ def train(
     from fcache.train.job import run_training
     from fcache.train.recipe import read_config
 
-    config = read_config(recipe, values=overrides)
+    config = read_config(recipe, values=overrides, videos=videos)
     folder = Path("runs") / Path(recipe).stem if run is None else Path(run)
-    return run_training(cache, config, folder, report=report)
+    return run_training(cache, config, folder, videos=videos, report=report)
 
 
 class _CallablePackage(ModuleType):

@@ -114,6 +114,7 @@ def segmenter_stage(
         lr=config.lr,
         weight_decay=config.weight_decay,
         adapter_lr_factor=config.adapter_lr_factor,
+        backbone_lr_factor=config.backbone.lr_factor,
         num_points=config.num_points,
     )
 

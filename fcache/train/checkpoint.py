@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,7 @@ from safetensors.torch import load as load_tensors, save as save_tensors
 from torch import Tensor, nn
 
 from fcache.errors import ConfigError, NoSpaceError, WeightsError
-from fcache.store.files import (
-    TMP_SUFFIX,
-    make_folder,
-    space_checked,
-    sync_folder,
-    temporary,
-    write_whole,
-)
+from fcache.store.files import TMP_SUFFIX, published, write_whole
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 PREFIX = "step-"
@@ -102,14 +93,12 @@ class Checkpoints:
         target = self.folder / f"{PREFIX}{step:07d}"
         state = {"format": FORMAT, "step": step, "scaler": dict(scaler), "metrics": None}
         try:
-            self._write(
-                target,
-                {
-                    MODEL: save_tensors(_plain(module.state_dict())),
-                    OPTIMIZER: save_tensors(_plain(optimizer_tensors(optimizer))),
-                    STATE: _json(state),
-                },
-            )
+            # A run that was stopped right after saving saves the same step again.
+            with published(target) as folder:
+                folder.mkdir()
+                (folder / MODEL).write_bytes(save_tensors(_plain(module.state_dict())))
+                (folder / OPTIMIZER).write_bytes(save_tensors(_plain(optimizer_tensors(optimizer))))
+                (folder / STATE).write_bytes(_json(state))
         except NoSpaceError as error:
             kept = self.last
             known = f"'{kept.folder}' of step {kept.step} is kept" if kept else "none was kept yet"
@@ -155,27 +144,6 @@ class Checkpoints:
     def _score(self, saved: Saved) -> float:
         return -math.inf if saved.metrics is None else saved.metrics.get(self.metric, -math.inf)
 
-    def _write(self, target: Path, files: Mapping[str, bytes]) -> None:
-        partial = temporary(target)
-        with space_checked(target):
-            try:
-                make_folder(self.folder)
-                partial.mkdir()
-                for name, data in files.items():
-                    with (partial / name).open("wb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                sync_folder(partial)
-                if target.exists():  # a run that was stopped right after saving saves here again
-                    shutil.rmtree(target)
-                partial.rename(target)
-            except BaseException:
-                with suppress(OSError):
-                    shutil.rmtree(partial)
-                raise
-            sync_folder(self.folder)
-
     def _prune(self, newest: Saved) -> None:
         best = self.best
         for old in self.saved():
@@ -217,13 +185,18 @@ def restore_optimizer(
     optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
-def load_model(path: Path, module: nn.Module) -> None:
+def load_model(path: Path, module: nn.Module, *, without: Container[str] = ()) -> None:
     """Loads every tensor of a module from a file.
+
+    Args:
+        path: The file.
+        module: What is filled.
+        without: Tensors of the file that are passed over.
 
     Raises:
         WeightsError: the file is damaged, or holds another model; the first differences are named.
     """
-    found = read_tensors(path)
+    found = {name: each for name, each in read_tensors(path).items() if name not in without}
     expected = module.state_dict()
     problems = [f"lacks '{name}'" for name in expected if name not in found]
     problems += [f"holds '{name}', which has no place here" for name in found.keys() - expected]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from fcache.config import TrainConfig
 from fcache.data.coverage import check_coverage
 from fcache.data.features import Features
+from fcache.data.footage import AnyView, Footage
 from fcache.data.labels import LabelReader
 from fcache.data.loader import ClipLoader
 from fcache.data.sampling import ClipRequest, ClipSampler, ClipsInOrder, FrameSampling
@@ -35,7 +37,8 @@ class TrainData:
     """The views, labels and videos of a run.
 
     Attributes:
-        cache: The cache's folder.
+        where: The option of the command line that names it, and what it says.
+        cache: The cache's folder; None where videos are decoded in the loop.
         view: What is trained on.
         val_view: What is validated on.
         labels: Of both.
@@ -45,9 +48,10 @@ class TrainData:
         quarantined: Videos of the training split that the extraction left out, and why.
     """
 
-    cache: Path
-    view: View
-    val_view: View
+    where: tuple[str, str]
+    cache: Path | None
+    view: AnyView
+    val_view: AnyView
     labels: ClipLabels
     videos: tuple[ClipVideo, ...]
     frames: tuple[ClipRequest, ...]
@@ -82,14 +86,15 @@ def open_data(cache: str | Path, config: TrainConfig) -> TrainData:
     store = StoreCache(folder)
     view = store.view(config.view or prefix)
     val_view = view if config.val_view is None else store.view(config.val_view)
-    _check_alike(view, val_view)
+    check_alike(view, val_view)
     reader = (
         embedded_labels(view, "train") if config.labels is None else _named_labels(config, view)
     )
-    kind = _kind(config, view, reader)
+    kind = kind_of(config, reader, _some_frames(view))
     quarantined: list[tuple[str, str]] = []
     train, val, split_by = _split(config, view, val_view, reader, kind, quarantined)
     return TrainData(
+        where=("--cache", f"{folder.absolute()}@{view.key}"),
         cache=folder,
         view=view,
         val_view=val_view,
@@ -183,29 +188,55 @@ def _split(
         return parts[0], parts[1], f"splits '{config.train_split}' and '{config.val_split}'"
     videos = clip_videos(view, labels, kind, selection=config.selection)
     others = clip_videos(val_view, labels, kind, selection=config.selection)
+    return held_out(config, videos, others, f"view {view.key}")
+
+
+def held_out(
+    config: TrainConfig, videos: Sequence[ClipVideo], others: Sequence[ClipVideo], where: str
+) -> tuple[list[ClipVideo], list[ClipVideo], str]:
+    """Returns videos to train and to validate on where no splits are known, and what was done.
+
+    Args:
+        config: The run's.
+        videos: As they are trained on, sorted by id.
+        others: As they are validated on.
+        where: Names them in the error.
+
+    Raises:
+        ConfigError: there is one video alone.
+    """
     if config.train_split == config.val_split:
-        return videos, others, "no splits known: all videos train and validate"
+        return list(videos), list(others), "no splits known: all videos train and validate"
     ids = [video.video_id for video in videos]
     if len(ids) < 2:
         raise ConfigError(
-            f"view {view.key} has {len(ids)} labelled video and no splits; expected at least two "
+            f"{where} has {len(ids)} labelled video and no splits; expected at least two "
             "videos, one of them to validate on, or val_split=train."
         )
-    held_out = set(ids[HELD_OUT - 1 :: HELD_OUT] or ids[-1:])
-    train = [video for video in videos if video.video_id not in held_out]
-    val = [video for video in others if video.video_id in held_out]
-    return train, val, f"no splits known: {len(held_out)} of {len(ids)} videos held out"
+    last = set(ids[HELD_OUT - 1 :: HELD_OUT] or ids[-1:])
+    train = [video for video in videos if video.video_id not in last]
+    val = [video for video in others if video.video_id in last]
+    return train, val, f"no splits known: {len(last)} of {len(ids)} videos held out"
 
 
-def _kind(config: TrainConfig, view: View, labels: LabelReader) -> LabelKind:
+def kind_of(config: TrainConfig, labels: LabelReader, some: Iterable[Footage]) -> LabelKind:
+    """Returns which labels a run trains on: the recipe's, or panoptic ones if there are any.
+
+    Args:
+        config: The run's.
+        labels: Of the frames.
+        some: Videos, of which the first are looked at.
+    """
     if config.targets != "auto":
         return config.targets
-    for video_id in view.videos[:LOOKED_AT]:
-        for item, split in view.catalogue.items(video_id):
-            frames = view.catalogue.frames(video_id, item, split)
-            if any(labels.has_panoptic(video_id, name, split) for name in frames.names):
-                return "panoptic"
+    for frames in islice(some, LOOKED_AT):
+        if any(labels.has_panoptic(frames.video_id, name, frames.split) for name in frames.names):
+            return "panoptic"
     return "semantic"
+
+
+def _some_frames(view: View) -> Iterator[Footage]:
+    return (view.catalogue.frames(*entry) for entry in view.catalogue.entries())
 
 
 def _named_labels(config: TrainConfig, view: View) -> LabelReader:
@@ -213,12 +244,16 @@ def _named_labels(config: TrainConfig, view: View) -> LabelReader:
     return LabelReader.open(str(config.labels), video_ids=view.videos)
 
 
-def _check_alike(view: View, val_view: View) -> None:
-    """Refuses a view to validate on whose features are another backbone's."""
+def check_alike(view: AnyView, val_view: AnyView) -> None:
+    """Refuses a view to validate on whose features are another backbone's.
+
+    Raises:
+        ConfigError: it is.
+    """
     for key in ("backbone", "normalisation"):
         if view.identity[key] != val_view.identity[key]:
             raise ConfigError(
                 f"view {val_view.key} to validate on has another {key} than view {view.key}; "
                 "expected features of the same network.",
-                run=f"fcache ls '{view.folder.parent}'",
+                run=f"fcache ls '{view.folder.parent}'" if isinstance(view, View) else None,
             )

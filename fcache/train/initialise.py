@@ -15,14 +15,24 @@ from fcache.train.checkpoint import MODEL, read_tensors
 CLASS_WEIGHTS = frozenset({"criterion.empty_weight", "criterion.class_weight"})
 # A head for other categories is left as it is drawn: COCO's 133 classes become VIPSeg's 124.
 CATEGORY_PARTS = ("masked_decoder.class_head.",)
+# The ReID head of DVIS++ and CTVIS serves their trackers; a segmenter without one leaves it out.
+OPTIONAL_PARTS = ("masked_decoder.reid_head.",)
+BACKBONE = "backbone."
 
 
 @dataclass(frozen=True, slots=True)
 class Initialised:
-    """What became of the weights."""
+    """What became of the weights.
+
+    Attributes:
+        num_loaded: Tensors that were taken.
+        fresh: Those that keep their first values, being for another number of categories.
+        left_out: Those of the file that the module has no part for and can do without.
+    """
 
     num_loaded: int
-    fresh: tuple[str, ...]  # tensors that keep their first values: another number of categories
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def initialise(module: nn.Module, init: Path) -> Initialised:
@@ -53,12 +63,20 @@ def initialise(module: nn.Module, init: Path) -> Initialised:
         problems += [
             f"holds '{name}', which has no place here"
             for name in imported.extra
-            if name not in CLASS_WEIGHTS
+            if name not in CLASS_WEIGHTS and not _is_optional(SEGMENTER_KEYS.ours(name) or name)
         ]
+        left_out = [name for name in map(SEGMENTER_KEYS.ours, imported.extra) if name]
     else:
-        extra = sorted(found.keys() - expected.keys() - CLASS_WEIGHTS)
-        problems += [f"holds '{name}', which has no place here" for name in extra]
-    problems += [f"lacks '{name}'" for name in expected if name not in found]
+        left_out = sorted(found.keys() - expected.keys() - CLASS_WEIGHTS)
+        problems += [
+            f"holds '{name}', which has no place here"
+            for name in left_out
+            if not _is_optional(name)
+        ]
+    # A trained backbone starts from its own weights, unless a run that trained it is given.
+    is_told = any(name.startswith(BACKBONE) for name in found)
+    own = {n for n in expected if n.startswith(BACKBONE) and not is_told}
+    problems += [f"lacks '{n}'" for n in expected if n not in found and n not in own]
     reshaped = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
     fresh = [name for name in reshaped if name.startswith(CATEGORY_PARTS)]
     problems += [
@@ -71,6 +89,10 @@ def initialise(module: nn.Module, init: Path) -> Initialised:
         raise WeightsError(
             f"init='{init}' is of another architecture: it {'; it '.join(problems[:3])}{more}."
         )
-    loaded = {name: found[name] for name in expected if name not in fresh}
+    loaded = {name: found[name] for name in expected if name not in own.union(fresh)}
     module.load_state_dict(state | loaded)
-    return Initialised(len(loaded), tuple(fresh))
+    return Initialised(len(loaded), tuple(fresh), tuple(filter(_is_optional, left_out)))
+
+
+def _is_optional(name: str) -> bool:
+    return name.startswith(OPTIONAL_PARTS)

@@ -15,22 +15,27 @@ import torch
 
 import fcache
 from fcache.config import SegmenterConfig, TrainConfig
-from fcache.data.features import CachedFeatures, Features
+from fcache.data.features import Features
+from fcache.data.footage import AnyView
 from fcache.errors import ConfigError
 from fcache.interrupt import interruptible
-from fcache.store.cache import View
+from fcache.report import Report
 from fcache.train.build import build_segmenter, num_parameters, segmenter_stage
 from fcache.train.checkpoint import MODEL, Checkpoints, Saved
-from fcache.train.data import TrainData, open_data, train_loader, validation
+from fcache.train.data import TrainData, train_loader, validation
 from fcache.train.distributed import World, joined
+from fcache.train.head import HEAD, HeadFacts
 from fcache.train.initialise import initialise
 from fcache.train.lease import leased
+from fcache.train.live import TrainedSegmenter
 from fcache.train.log import RunLog
-from fcache.train.loop import Loop, Progress, Report
+from fcache.train.loop import Loop, Progress
 from fcache.train.methods import Told, methods_text, reproduce_text
 from fcache.train.optimizer import MultiStep, make_optimizer
 from fcache.train.run_folder import METHODS, REPRODUCE, RunFolder
+from fcache.train.scores import BEST_BY
 from fcache.train.segmenter import SegmenterStage
+from fcache.train.source import Source, open_inputs, open_source
 from fcache.train.step import TrainStep
 
 
@@ -63,49 +68,52 @@ class TrainResult:
 
 
 def run_training(
-    cache: str | Path,
+    cache: str | Path | None,
     config: SegmenterConfig,
     run: Path,
     *,
+    videos: str | Path | None = None,
     report: Report = lambda event: None,
-    features: Callable[[View], Features] = CachedFeatures,
+    features: Callable[[AnyView], Features] | None = None,
 ) -> TrainResult:
     """Trains, or goes on training, in the folder ``run``.
 
     Under ``torchrun`` every rank calls this; rank 0 writes and reports.
 
     Args:
-        cache: A cache's folder, or ``FOLDER@KEYPREFIX``.
+        cache: A cache's folder, or ``FOLDER@KEYPREFIX``; None without one.
         config: A resolved recipe.
         run: The run's folder.
+        videos: A folder or a manifest, to run the backbone on in the loop.
         report: Told events: ``start``, ``step``, ``saved``, ``validated``, ``stopping``, ``note``.
-        features: Where stage outputs of a view come from.
+        features: Where stage outputs of a view come from; by default where the recipe says.
 
     Raises:
         ConfigError: the cache lacks what the labels need, or the folder holds another run.
-        WeightsError: ``init`` or a checkpoint is of another architecture.
+        SourceError: a video that is decoded in the loop is broken.
+        WeightsError: ``init``, a checkpoint or a live backbone's weights are of another
+            architecture, or the last are nowhere.
         NotFiniteError: a loss that is not a number; the last checkpoint stays.
         InterruptedJobError: Ctrl-C; the steps taken are saved.
         NoSpaceError: the disk is full; the last checkpoint stays.
     """
-    if config.source == "live" and features is CachedFeatures:
-        raise ConfigError("source=live runs a backbone, and there is none here; give source=cache.")
     with ExitStack() as stack:
         world = stack.enter_context(joined(config.device))
-        data = open_data(cache, config)
+        data, config, chosen = open_inputs(cache, videos, config)
+        source = Source(features) if features else open_source(config, data, world.device)
         folder = RunFolder(run)
         tell = report if world.is_main else _silent
-        metric = "pq" if data.kind == "panoptic" else "miou"
+        metric = BEST_BY[data.kind]
         checkpoints = Checkpoints(folder.checkpoints, metric)
-        stage, notes = _stage(config, data, world, is_begun=checkpoints.last is not None)
+        stage, notes = _stage(config, data, source, world, is_begun=checkpoints.last is not None)
         if world.is_main:
             stack.enter_context(folder.held())
             folder.begin(config, _facts(config, data, world))
             _write_texts(folder, config, data, stage, world)
-            missed = stack.enter_context(
-                leased(data.cache, run, sorted({data.view.key, data.val_view.key}))
-            )
-            notes += [f"no lease in the cache: {missed}"] if missed else []
+            if data.cache is not None:
+                views = sorted({data.view.key, data.val_view.key})
+                missed = stack.enter_context(leased(data.cache, run, views))
+                notes += [f"no lease in the cache: {missed}"] if missed else []
         world.agree()
         step = TrainStep(
             stage,
@@ -120,7 +128,7 @@ def run_training(
         if world.is_main:
             checkpoints.sweep()
         tell(_started(config, data, stage, world, progress))
-        for note in notes:
+        for note in (*chosen, *notes):
             tell({"event": "note", "text": note})
         log = stack.enter_context(RunLog(run, progress.first_step)) if world.is_main else None
         loop = Loop(
@@ -128,14 +136,14 @@ def run_training(
             stage,
             step,
             checkpoints,
-            partial(validation, data, config, world, features(data.val_view)),
+            partial(validation, data, config, world, source.features(data.val_view)),
             world=world,
             log=log,
             report=tell,
         )
         stop = stack.enter_context(interruptible(lambda: tell({"event": "stopping"})))
         loader = stack.enter_context(
-            train_loader(data, config, world, features(data.view), progress.first_step)
+            train_loader(data, config, world, source.features(data.view), progress.first_step)
         )
         loop.run(loader, progress, stop)
         world.agree()
@@ -145,10 +153,12 @@ def run_training(
 
 
 def _stage(
-    config: SegmenterConfig, data: TrainData, world: World, *, is_begun: bool
+    config: SegmenterConfig, data: TrainData, source: Source, world: World, *, is_begun: bool
 ) -> tuple[SegmenterStage, list[str]]:
     """Returns the stage with its first weights, and what is to be said about them."""
-    module = build_segmenter(config, data.view.index.layout, len(data.categories))
+    module = build_segmenter(config, data.view.layout, len(data.categories))
+    if source.backbone is not None:
+        module = TrainedSegmenter(module, source.backbone)
     notes = [f"left out: video '{video}': {reason}" for video, reason in data.quarantined]
     if config.init is not None and not is_begun:
         begun = initialise(module, config.init)
@@ -156,6 +166,11 @@ def _stage(
             notes.append(
                 f"{len(begun.fresh)} tensors of init are for other categories and start afresh: "
                 f"{', '.join(begun.fresh)}"
+            )
+        if begun.left_out:
+            notes.append(
+                f"{len(begun.left_out)} tensors of init belong to a part that this segmenter does "
+                f"without: {', '.join(begun.left_out)}"
             )
     return segmenter_stage(config, module.to(world.device), data.categories), notes
 
@@ -176,7 +191,7 @@ def _facts(config: TrainConfig, data: TrainData, world: World) -> dict[str, Any]
         "labels": data.kind,
         "categories": [category.name for category in data.categories],
         "parents": {} if config.init is None else {"init": _sha256(config.init)},
-        "cache": str(data.cache.absolute()),
+        data.where[0].lstrip("-"): data.where[1],
         "versions": _versions(),
         "ranks": world.size,
     }
@@ -199,9 +214,14 @@ def _write_texts(
         versions=_versions(),
         ranks=world.size,
     )
-    cache = f"{data.cache.absolute()}@{data.view.key}"
+    head = HeadFacts(
+        backbone=data.view.identity["backbone"],
+        normalisation=data.view.identity["normalisation"],
+        categories=data.categories,
+    )
+    folder.write_text(HEAD, head.to_text())
     folder.write_text(METHODS, methods_text(config, told))
-    folder.write_text(REPRODUCE, reproduce_text(config, told, cache), executable=True)
+    folder.write_text(REPRODUCE, reproduce_text(config, told, data.where), executable=True)
 
 
 def _started(

@@ -7,18 +7,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from fcache.config import TrainConfig
 from fcache.errors import InterruptedJobError
 from fcache.interrupt import StopRequest
+from fcache.report import Report
 from fcache.train.checkpoint import Checkpoints, Saved
 from fcache.train.distributed import World
 from fcache.train.log import RunLog
 from fcache.train.stage import Batch, FrameScores, ReadBatch, Stage
 from fcache.train.step import StepResult, TrainStep
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Step(Protocol):

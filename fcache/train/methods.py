@@ -65,7 +65,7 @@ def methods_text(config: SegmenterConfig, told: Told) -> str:
         return f"[{cited.index(key) + 1}]"
 
     parts = [
-        _features(told, cite),
+        _features(config, told, cite),
         _model(config, told, cite),
         _data(config, told, cite),
         _optimisation(config, told, cite),
@@ -78,7 +78,7 @@ def methods_text(config: SegmenterConfig, told: Told) -> str:
     return f"# Methods\n\n{' '.join(parts)}\n\n## References\n\n{listed}\n"
 
 
-def _features(told: Told, cite: Cite) -> str:
+def _features(config: SegmenterConfig, told: Told, cite: Cite) -> str:
     backbone, view = told.identity["backbone"], told.identity["view"]
     source = cite("DINOv2") if "dinov2" in backbone["model"] else ""
     size = (
@@ -89,9 +89,20 @@ def _features(told: Told, cite: Cite) -> str:
     crop = view.get("crop")
     if crop:
         size += f" and cropped to at most {crop[0]}x{crop[1]}"
+        if config.extract is not None and not config.extract.crops:
+            size += " (a crop of its own for every clip)"
+    name = f"The backbone {backbone['model']} {source}".rstrip()
+    if config.backbone.trainable:
+        return (
+            f"{name} trains with the rest; its batch norms, if it has any, stay frozen. It sees "
+            f"frames {size}."
+        )
+    if config.source == "live":
+        kept = f", rounded to {told.identity['dtype']}" if config.live_rounded else ""
+        return f"{name} is frozen and runs in the training loop on frames {size}{kept}."
     return (
-        f"The backbone {backbone['model']} {source} is frozen. Its four stage outputs are computed "
-        f"once per frame, {size}, and stored as {told.identity['dtype']}.".replace("  ", " ")
+        f"{name} is frozen. Its four stage outputs are computed once per frame, {size}, and stored "
+        f"as {told.identity['dtype']}."
     )
 
 
@@ -134,11 +145,7 @@ def _data(config: SegmenterConfig, told: Told, cite: Cite) -> str:
 def _optimisation(config: SegmenterConfig, told: Told, cite: Cite) -> str:
     steps = " and ".join(f"{step:,}" for step in config.milestones)
     decay = f", multiplied by {config.gamma} at step {steps}" if steps else ""
-    slower = (
-        f" ({config.lr * config.adapter_lr_factor:g} in the adapter)"
-        if config.adapter != "none" and config.adapter_lr_factor != 1
-        else ""
-    )
+    slower = _slower(config)
     clipped = (
         f" The gradient of the whole model is clipped to a norm of {config.clip_norm:g}."
         if config.clip_norm
@@ -153,6 +160,16 @@ def _optimisation(config: SegmenterConfig, told: Told, cite: Cite) -> str:
     )
 
 
+def _slower(config: SegmenterConfig) -> str:
+    rates = {}
+    if config.backbone.trainable:
+        rates["backbone"] = config.backbone.lr_factor
+    if config.adapter != "none" and config.adapter_lr_factor != 1:
+        rates["adapter"] = config.adapter_lr_factor
+    told = [f"{config.lr * factor:g} in the {part}" for part, factor in rates.items()]
+    return f" ({' and '.join(told)})" if told else ""
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -161,12 +178,18 @@ def _side(side: object) -> str:
     return str(side).replace("..", " to ")
 
 
-def reproduce_text(config: TrainConfig, told: Told, cache: str) -> str:
-    """Returns a shell script that trains the run again, into another folder."""
+def reproduce_text(config: TrainConfig, told: Told, where: tuple[str, str]) -> str:
+    """Returns a shell script that trains the run again, into another folder.
+
+    Args:
+        config: The run's.
+        told: What else decides it.
+        where: The option that names what was trained on, and what it said.
+    """
     start = (
         "fcache"
         if told.ranks == 1
-        else f"torchrun --nproc-per-node {told.ranks} --no-python fcache"
+        else f"torchrun --nproc-per-node {told.ranks} --no-python -- fcache"
     )
     versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
     view = told.identity["backbone"]["model"]
@@ -175,7 +198,7 @@ def reproduce_text(config: TrainConfig, told: Told, cache: str) -> str:
 # It was trained with {versions}, on stage outputs of {view}.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-cache=${{1:-{shlex.quote(cache)}}}
+from=${{1:-{shlex.quote(where[1])}}}
 run=${{2:-"$here-again"}}
-exec {start} train recipe="$here/recipe.toml" --cache "$cache" --run "$run"
+exec {start} train recipe="$here/recipe.toml" {where[0]} "$from" --run "$run"
 """

@@ -1,7 +1,8 @@
 """The optimizer as the official training sets it up: groups of parameters, and the schedule.
 
-AdamW. Norms and embeddings have no weight decay; every bias and every plain parameter has. Parts
-of the model, such as the adapter, learn at a rate of their own.
+AdamW. Norms and embeddings have no weight decay, nor have a backbone's tables of positions; every
+bias and every other plain parameter has. Parts of the model, such as the adapter, learn at a rate
+of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 UNDECAYED = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+# Plain parameters of Swin and Hiera, as timm calls them.
+POSITIONS = frozenset({"relative_position_bias_table", "pos_embed", "pos_embed_window"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def parameter_groups(
     Args:
         module: What is trained; parameters that need no gradient are left out.
         lr: The rate.
-        weight_decay: Of all but norms and embeddings.
+        weight_decay: Of all but norms, embeddings and tables of positions.
         factors: What the rate is multiplied by below a prefix such as ``adapter.``.
     """
     found: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
@@ -49,7 +52,8 @@ def parameter_groups(
                 continue
             name = f"{path}.{leaf}" if path else leaf
             factor = next((f for start, f in (factors or {}).items() if name.startswith(start)), 1)
-            decay = 0.0 if isinstance(owner, UNDECAYED) else weight_decay
+            undecayed = isinstance(owner, UNDECAYED) or leaf in POSITIONS
+            decay = 0.0 if undecayed else weight_decay
             found.setdefault((lr * factor, decay), {})[name] = parameter
     return [
         ParameterGroup(*key, tuple(members), tuple(members.values()))

@@ -1,29 +1,29 @@
 """The folder of a run: what it is made from, so that it can be resumed, told and made again.
 
-``runs/<name>/{recipe.toml, run.json, checkpoints/, metrics.jsonl, tensorboard/, reproduce.sh,
-methods.md}``.
+``runs/<name>/{recipe.toml, run.json, head.json, checkpoints/, metrics.jsonl, tensorboard/,
+reproduce.sh, methods.md}``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
 from fcache.config import FREE_KEYS, TrainConfig
 from fcache.errors import ConfigError
-from fcache.store.files import make_folder, space_checked, write_whole
+from fcache.store.files import write_whole
+from fcache.store.locks import held_alone
 
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 RECIPE, RUN, CHECKPOINTS = "recipe.toml", "run.json", "checkpoints"
-PROVENANCE = frozenset({"cache", "versions", "ranks"})
+PROVENANCE = frozenset({"cache", "videos", "versions", "ranks"})
 REPRODUCE, METHODS = "reproduce.sh", "methods.md"
 
 
@@ -58,6 +58,21 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(f"'{self.path / RUN}' cannot be read: {error}.") from None
         return facts
+
+    def config(self, kind: type[ConfigT]) -> ConfigT:
+        """Returns the recipe that ``begin`` wrote down.
+
+        Raises:
+            ConfigError: it cannot be read, or is of another kind.
+        """
+        try:
+            return kind.model_validate(self._recipe())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(
+                f"'{self.path / RECIPE}' is no recipe that trains here: {where}: {first['msg']}."
+            ) from None
 
     def begin(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         """Writes down what the run is; of a run that is there, checks that it is the same.
@@ -100,19 +115,9 @@ class RunFolder:
         Raises:
             ConfigError: one is in.
         """
-        with space_checked(self.path):
-            make_folder(self.path)
-            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"another process trains in '{self.path}'; expected a folder of its own."
-                ) from None
+        refusal = f"another process trains in '{self.path}'; expected a folder of its own."
+        with held_alone(self.path, refusal):
             yield
-        finally:
-            os.close(fd)
 
     def _recipe(self) -> dict[str, Any]:
         path = self.path / RECIPE

@@ -6,7 +6,7 @@ are void, and PQ is of single frames. ``fcache eval`` scores predictions as the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,7 @@ from fcache.train.distributed import World
 
 TargetKind = Literal["panoptic", "semantic"]
 IGNORE = 255
+BEST_BY: Mapping[str, str] = {"panoptic": "pq", "semantic": "miou"}  # what tells the best
 
 
 class ImageScores:

@@ -14,7 +14,7 @@ from fcache.train.distributed import World
 from fcache.train.optimizer import ParameterGroup, parameter_groups
 from fcache.train.stage import Batch, FrameScores, LossParts, Segments, frame_targets
 
-ADAPTER = "adapter."
+ADAPTER, BACKBONE = "adapter.", "backbone."
 
 
 class SegmenterStage:
@@ -27,6 +27,7 @@ class SegmenterStage:
         lr: Of the decoders.
         weight_decay: Of all but norms and embeddings.
         adapter_lr_factor: What the adapter's rate is multiplied by.
+        backbone_lr_factor: Likewise of a backbone that trains with it.
         num_points: Points of a mask, in matching and in losses.
     """
 
@@ -42,6 +43,7 @@ class SegmenterStage:
         lr: float,
         weight_decay: float,
         adapter_lr_factor: float = 0.1,
+        backbone_lr_factor: float = 0.1,
         num_points: int = 12544,
     ) -> None:
         self.module: nn.Module = module
@@ -49,19 +51,19 @@ class SegmenterStage:
         self.seed = seed
         self.lr = lr
         self.weight_decay = weight_decay
-        self.adapter_lr_factor = adapter_lr_factor
+        self.factors = {ADAPTER: adapter_lr_factor, BACKBONE: backbone_lr_factor}
         self.num_queries = module.masked_decoder.query_features.num_embeddings
         self.criterion = SetCriterion(
             len(self.is_thing), HungarianMatcher(num_points), num_points=num_points
         ).to(next(module.parameters()).device)
 
     def groups(self) -> list[ParameterGroup]:
-        """Returns the trained parameters; the whole adapter learns at a rate of its own."""
+        """Returns the trained parameters; adapter and backbone learn at rates of their own."""
         return parameter_groups(
             self.module,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            factors={ADAPTER: self.adapter_lr_factor},
+            factors=self.factors,
         )
 
     def divisors(self, targets: Sequence[Segments]) -> Tensor:  # [2] float32

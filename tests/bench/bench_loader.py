@@ -72,7 +72,7 @@ def make_cases(view: View, labels: ClipLabels) -> dict[str, Callable[[], None]]:
     source = CachedFeatures(view)
 
     def read(num_buffers: int) -> Callable[[], None]:
-        buffers = cycle([source.empty(requests[0], 1) for _ in range(num_buffers)])
+        buffers = cycle([source.empty(requests[:1]) for _ in range(num_buffers)])
 
         def run() -> None:
             for request in requests:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -360,21 +360,27 @@ def test_a_batch_that_ranks_do_not_fill_is_refused(plain, micro_batch, world_siz
 class Live:
     """Features of one's own: pixels are read, stages are computed from them in the loop."""
 
-    mean, std, stride = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 16
+    mean, std, stride, whole = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 16, False
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.threads: set[str] = set()
 
-    def empty(self, request: ClipRequest, num_frames: int, allocate=np.empty) -> Clip:
-        bucket = request.video.item.bucket
-        pixels = allocate((num_frames, bucket.height, bucket.width, 3), "uint8")
+    def empty(self, requests: Sequence[ClipRequest], allocate=np.empty) -> Clip:
+        bucket = requests[0].video.item.bucket
+        pixels = allocate((len(requests), bucket.height, bucket.width, 3), "uint8")
         return Clip((), pixels, (bucket.height, bucket.width), "float32", (pixels,))
 
     def read(self, request: ClipRequest, out: Clip) -> None:
         out.pixels[...] = self.view.read(request.video, request.frames).pixels
 
-    def stages(self, clip: Clip, pixels: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    def stages(
+        self,
+        clip: Clip,
+        requests: Sequence[ClipRequest],
+        pixels: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> list[torch.Tensor]:
         self.threads.add(threading.current_thread().name)
         return [F.avg_pool2d(pixels, 16).permute(0, 2, 3, 1).to(dtype)] * 4
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcache.data.scored_panoptic import coco_images, vipseg_videos
-from fcache.data.scored_semantic import gaps, vspw_videos
+from fcache.data.scored_panoptic import PanopticFiles, PanopticVideo, coco_images, vipseg_videos
+from fcache.data.scored_semantic import SemanticVideo, gaps, semantic_videos
 from fcache.errors import LabelError
 from fcache.eval.job import score_videos
 from fcache.eval.vps import ImagePanopticScores, VideoPanopticScores
 from fcache.eval.vss import VideoSemanticQuality
+from fcache.manifest import load_manifest
 from tests.eval import vectors
 from tests.eval.folders import (
     listed,
@@ -51,13 +52,19 @@ def vipseg(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def opened(root: Path) -> tuple[PanopticVideo, ...]:
+    truth = PanopticFiles(root / "truth.json", root / "truth")
+    prediction = root / "prediction"
+    submission = PanopticFiles(prediction / "pred.json", prediction / "pan_pred")
+    return vipseg_videos(truth, submission).videos
+
+
 def score(root: Path) -> VideoPanopticScores:
-    videos = vipseg_videos(root / "truth", root / "truth.json", root / "prediction")
-    return score_videos(videos, partial(VideoPanopticScores, CATEGORIES, (1, 2)))
+    return score_videos(opened(root), partial(VideoPanopticScores, CATEGORIES, (1, 2)))
 
 
 def test_ground_truth_as_a_submission_scores_one(vipseg):
-    videos = vipseg_videos(vipseg / "truth", vipseg / "truth.json", vipseg / "prediction")
+    videos = opened(vipseg)
     assert [(video.id, video.names) for video in videos] == [
         ("1_a", ("00003", "00006")),
         ("2_b", ("00003", "00006")),
@@ -189,7 +196,7 @@ def test_recorded_cases_score_the_same_from_files(tmp_path):
     from tests.eval.folders import write_case
 
     write_case(tmp_path, case, arrays)
-    videos = vipseg_videos(tmp_path / "truth", tmp_path / "truth.json", tmp_path / "prediction")
+    videos = opened(tmp_path)
     make = partial(VideoPanopticScores, vectors.categories())
     result = score_videos(videos, make).result()
     assert 100 * result.vpq.vpq == pytest.approx(case["expected"]["vpq"]["mean_1246_All"])
@@ -203,18 +210,21 @@ def test_coco_images_are_paired_by_id(tmp_path):
         rows = listed({"a": ROWS, "b": ROWS})
         rows.reverse() if side == "prediction" else None
         (tmp_path / f"{side}.json").write_text(json.dumps({"annotations": rows}))
-    paths = [tmp_path / name for name in ("truth", "truth.json", "prediction", "prediction.json")]
-    images = coco_images(*paths)
+    sides = [
+        PanopticFiles(tmp_path / f"{side}.json", tmp_path / side)
+        for side in ("truth", "prediction")
+    ]
+    images = coco_images(*sides).videos
     assert [image.id for image in images] == ["a", "b"]
     make = partial(ImagePanopticScores, CATEGORIES)
     result = score_videos(images, make).result()
     assert (result.quality.all.pq, result.num_images) == (1, 2)
-    edit(paths[3], lambda table: table["annotations"].pop())
+    edit(sides[1].json_path, lambda table: table["annotations"].pop())
     with pytest.raises(LabelError, match=r"image 'a' \(image_id a\) has no prediction"):
-        coco_images(*paths)
-    edit(paths[3], lambda table: table["annotations"].append({"image_id": "a"}))
+        coco_images(*sides)
+    edit(sides[1].json_path, lambda table: table["annotations"].append({"image_id": "a"}))
     with pytest.raises(LabelError, match="entry without image_id, file_name"):
-        coco_images(*paths)
+        coco_images(*sides)
     save_ids(tmp_path / "truth/b.png", MAPS + 1)
     with pytest.raises(LabelError, match="image 'b': the prediction's"):
         score_videos(images[1:], lambda: Broken(CATEGORIES))
@@ -243,8 +253,12 @@ def vspw(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def opened_vspw(root: Path) -> list[SemanticVideo]:
+    return semantic_videos(load_manifest("vspw"), root / "truth", root / "prediction", "val")
+
+
 def score_vspw(root: Path) -> VideoSemanticQuality:
-    videos = vspw_videos(root / "truth", root / "prediction")
+    videos = opened_vspw(root)
     make = partial(VideoSemanticQuality, CATEGORIES, offset=1, clip_frames=(2,))
     return score_videos(videos, make)
 
@@ -306,13 +320,13 @@ def test_gaps_are_steps_of_twice_the_usual():
 def test_a_missing_frame_number_is_a_gap_of_the_video(vspw):
     for folder in ("truth/data/v1/mask", "prediction/v1"):
         (vspw / folder / "00003.png").rename(vspw / folder / "00005.png")
-    video = vspw_videos(vspw / "truth", vspw / "prediction")[0]
+    video = opened_vspw(vspw)[0]
     assert [video.frame(t).after_gap for t in range(video.num_frames)] == [False, False, False]
     shutil.copytree(vspw / "prediction/v1", vspw / "more")
     for name in ("00006", "00007"):
         for folder in ("truth/data/v1/mask", "prediction/v1"):
             shutil.copy(vspw / folder / "00001.png", vspw / folder / f"{name}.png")
-    video = vspw_videos(vspw / "truth", vspw / "prediction")[0]
+    video = opened_vspw(vspw)[0]
     assert [video.frame(t).after_gap for t in range(video.num_frames)] == [
         False,
         False,

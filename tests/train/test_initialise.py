@@ -69,14 +69,26 @@ def test_other_architectures_are_refused_by_their_first_differences(tmp_path: Pa
     save_file(segmenter(num_queries=20).state_dict(), tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=r"query_features\.weight' as \[20, 32\], expected \[12"):
         initialise(segmenter(), tmp_path / "a.safetensors")
-    save_file(segmenter(reid=True).state_dict(), tmp_path / "b.safetensors")
-    with pytest.raises(WeightsError, match=r"it holds 'masked_decoder\.reid_head\..*and 3 more"):
+    state = {**segmenter().state_dict(), "tracker.weight": torch.zeros(2)}
+    save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(WeightsError, match=r"it holds 'tracker\.weight', which has no place"):
         initialise(segmenter(), tmp_path / "b.safetensors")
     state = segmenter().state_dict()
     del state["adapter.level_embed"]
     save_file(state, tmp_path / "c.safetensors")
     with pytest.raises(WeightsError, match=r"it lacks 'adapter\.level_embed'"):
         initialise(segmenter(), tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_a_reid_head_is_left_out_where_there_is_none(tmp_path: Path, official: bool) -> None:
+    source = changed(segmenter(reid=True)).state_dict()
+    save_file(export_official(source) if official else source, tmp_path / "dvispp.safetensors")
+    target = segmenter()
+    told = initialise(target, tmp_path / "dvispp.safetensors")
+    assert set(told.left_out) == source.keys() - target.state_dict().keys()
+    assert len(told.left_out) >= 4
+    assert all(torch.equal(t, source[n]) for n, t in target.state_dict().items())
 
 
 def test_pickles_and_absent_files_are_refused(tmp_path: Path) -> None:

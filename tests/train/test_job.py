@@ -22,6 +22,7 @@ from fcache.data.features import CachedFeatures
 from fcache.errors import ConfigError, InterruptedJobError, WeightsError
 from fcache.store.cache import StoreCache, View
 from fcache.train.checkpoint import Checkpoints
+from fcache.train.head import read_head
 from fcache.train.job import run_training
 from fcache.train.log import read_metrics
 from fcache.train.recipe import read_config
@@ -88,6 +89,7 @@ def test_run_folder_tells_what_was_trained(scene_cache: Path, unbroken: Path) ->
     names = {path.name for path in unbroken.iterdir()} - {".lock"}
     assert names == {
         "checkpoints",
+        "head.json",
         "methods.md",
         "metrics.jsonl",
         "recipe.toml",
@@ -100,6 +102,9 @@ def test_run_folder_tells_what_was_trained(scene_cache: Path, unbroken: Path) ->
     assert facts["stage"] == "segmenter"
     assert facts["views"] == {"train": view.key, "val": view.key}
     assert facts["labels"] == "panoptic"
+    head = read_head(unbroken)
+    assert head.misfits(view.identity) == []
+    assert [category.name for category in head.categories] == facts["categories"]
     again = read_config(unbroken / "recipe.toml")
     assert again == tiny(steps=4, val_every=2)
     steps = [(line["kind"], line["step"]) for line in read_metrics(unbroken)]
@@ -157,6 +162,8 @@ def test_one_clip_overfits(scenes: Path, tmp_path: Path) -> None:
 class FromMemory:
     """Features of a view, read at once and rounded as the view rounds them."""
 
+    whole = False
+
     def __init__(self, view: View) -> None:
         self.cached = CachedFeatures(view)
         self.mean, self.std, self.stride = self.cached.mean, self.cached.std, self.cached.stride
@@ -168,7 +175,7 @@ class FromMemory:
         for block, mine in zip(whole.blocks, out.blocks, strict=True):
             mine[...] = block[list(request.frames)]
 
-    def stages(self, clip, pixels, dtype):
+    def stages(self, clip, requests, pixels, dtype):
         stacked = [torch.from_numpy(np.ascontiguousarray(stage)) for stage in clip.stages]
         return [stage.to(dtype) for stage in stacked]
 
@@ -234,8 +241,8 @@ def test_nan_stops_names_step_and_clip_and_keeps_the_checkpoint(
     scene_cache: Path, tmp_path: Path
 ) -> None:
     class Spoiled(CachedFeatures):
-        def stages(self, clip, pixels, dtype):
-            found = super().stages(clip, pixels, dtype)
+        def stages(self, clip, requests, pixels, dtype):
+            found = super().stages(clip, requests, pixels, dtype)
             self.count = getattr(self, "count", 0) + 1
             if self.count == 3:
                 found[0] = torch.full_like(found[0], torch.nan)
@@ -275,8 +282,8 @@ def test_run_that_failed_before_its_first_checkpoint_still_starts_from_init(
     scene_cache: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     class Spoiled(CachedFeatures):
-        def stages(self, clip, pixels, dtype):
-            return [stage * torch.nan for stage in super().stages(clip, pixels, dtype)]
+        def stages(self, clip, requests, pixels, dtype):
+            return [stage * torch.nan for stage in super().stages(clip, requests, pixels, dtype)]
 
     init = unbroken / "checkpoints" / "step-0000004"
     config, losses = tiny(steps=1, init=init), []
