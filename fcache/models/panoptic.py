@@ -77,6 +77,71 @@ def class_probabilities(
     return torch.cat([torch.maximum(first, second)[:, :-1], first[:, -1:]], 1)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptQueries:
+    """The queries that compete for pixels, N of them in their order."""
+
+    queries: Tensor  # [N]
+    scores: Tensor  # [N]
+    labels: Tensor  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Who takes which pixel of some frames; counts of several windows of a video add up."""
+
+    owner: Tensor  # [T, height, width] int64, position among the kept from 1; 0 for nobody
+    counts: Tensor  # [3, N] int64: pixels won, those of them inside the own mask, the own mask
+
+
+def kept_queries(
+    classes: Tensor,  # [Q, K + 1] probabilities
+    *,
+    min_score: float = MIN_SCORE,
+) -> KeptQueries:
+    """Returns the queries whose best class is a category with more than ``min_score``."""
+    scores, labels = classes.max(-1)
+    kept = ((labels != classes.shape[1] - 1) & (scores > min_score)).nonzero()[:, 0]
+    return KeptQueries(kept, scores[kept], labels[kept])
+
+
+@torch.no_grad()
+def claims(
+    kept: KeptQueries,
+    mask_logits: Tensor,  # [N, T, h, w] of the kept
+    canvas: Canvas,
+) -> Claims:
+    """Returns the winner of each pixel: of the largest class score times mask probability."""
+    if not len(kept.queries):
+        size = canvas.output or canvas.valid
+        nobody = mask_logits.new_zeros((mask_logits.shape[1], *size), dtype=torch.int64)
+        return Claims(nobody, nobody.new_zeros(3, 0))
+    masks = canvas.probabilities(mask_logits)
+    winner = (kept.scores[:, None, None, None] * masks).argmax(0)  # [T, height, width]
+    sure = masks.gather(0, winner[None])[0] >= MIN_PROBABILITY
+    own = (masks >= MIN_PROBABILITY).flatten(1).sum(1)
+    won = [_count(pixels, len(masks)) for pixels in (winner, winner[sure])]
+    return Claims((winner + 1) * sure, torch.stack([*won, own]))
+
+
+def numbered(
+    kept: KeptQueries,
+    counts: Tensor,  # [3, N] of the whole clip
+    is_thing: Sequence[bool],  # [K]
+    *,
+    min_overlap: float = MIN_OVERLAP,
+) -> tuple[Tensor, tuple[PredictedSegment, ...]]:  # [N + 1] int32 on the device of ``counts``
+    """Returns the segment id of each owner, 0 for one that is left out, and the segments.
+
+    A query is left out if it wins less than ``min_overlap`` of its own mask. Stuff of one category
+    is one segment.
+    """
+    won, sure, own = counts
+    passes = (sure > 0) & (won / own.clamp(min=1) >= min_overlap)
+    ids, segments = _number(kept.queries, kept.labels, passes, is_thing)
+    return torch.tensor([0, *ids], dtype=torch.int32, device=counts.device), tuple(segments)
+
+
 @torch.no_grad()
 def panoptic_map(
     classes: Tensor,  # [Q, K + 1] probabilities
@@ -89,27 +154,13 @@ def panoptic_map(
 ) -> PanopticMap:
     """Returns segments that do not overlap, in the order of their queries.
 
-    Of the queries whose best class is a category with more than ``min_score``, each pixel goes to
-    the one with the largest class score times mask probability. A query is left out if it wins less
-    than ``min_overlap`` of its own mask, counted over the whole clip. Stuff of one category is one
-    segment.
+    Overlap is counted over the whole clip. A video that does not fit into memory at once is done in
+    windows: ``kept_queries``, ``claims`` of each, and ``numbered`` of the sum of their counts.
     """
-    scores, labels = classes.max(-1)
-    kept = ((labels != len(is_thing)) & (scores > min_score)).nonzero()[:, 0]
-    if not len(kept):
-        height, width = canvas.output or canvas.valid
-        empty = torch.zeros(mask_logits.shape[1], height, width, dtype=torch.int32)
-        return PanopticMap(empty.to(mask_logits.device), ())
-    masks = canvas.probabilities(mask_logits[kept])
-    winner = (scores[kept, None, None, None] * masks).argmax(0)  # [T, height, width]
-    sure = masks.gather(0, winner[None])[0] >= MIN_PROBABILITY
-    won = _count(winner, len(kept))
-    kept_of_won = _count(winner[sure], len(kept))
-    own = (masks >= MIN_PROBABILITY).flatten(1).sum(1)
-    passes = (kept_of_won > 0) & (won / own.clamp(min=1) >= min_overlap)
-    ids, segments = _number(kept, labels[kept], passes, is_thing)
-    table = torch.tensor(ids, dtype=torch.int32, device=winner.device)
-    return PanopticMap(table[winner] * sure, tuple(segments))
+    kept = kept_queries(classes, min_score=min_score)
+    made = claims(kept, mask_logits[kept.queries], canvas)
+    ids, segments = numbered(kept, made.counts, is_thing, min_overlap=min_overlap)
+    return PanopticMap(ids[made.owner], segments)
 
 
 @torch.no_grad()

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcache.models.panoptic import Canvas, class_probabilities, panoptic_map, semantic_map
+from fcache.models.panoptic import (
+    Canvas,
+    claims,
+    class_probabilities,
+    kept_queries,
+    numbered,
+    panoptic_map,
+    semantic_map,
+)
 from tests.models.vectors import load
 from tests.shared import SHARED, needs_shared
 
@@ -114,6 +122,22 @@ def test_overlap_is_counted_over_the_whole_clip() -> None:
     found = panoptic_map(classes, masks, line(width=8), [True] * 3)
     assert [s.category for s in found.segments] == [0, 1]
     assert found.ids[:, 0].tolist() == [[1, 1, *[0] * 6], [2] * 8, [2] * 8]
+
+
+def test_windows_whose_counts_are_added_up_give_the_map_of_the_whole_clip() -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes = class_probabilities(6 * torch.randn(20, 4, generator=generator))
+    masks = 3 * torch.randn(20, 7, 6, 8, generator=generator) - 1
+    canvas = Canvas((24, 32), (20, 30), (40, 45), resized="probabilities")
+    whole = panoptic_map(classes, masks, canvas, [True, False, True], min_overlap=0.3)
+    kept = kept_queries(classes)
+    parts = [claims(kept, part[kept.queries], canvas) for part in masks.split([3, 3, 1], dim=1)]
+    ids, segments = numbered(
+        kept, sum(part.counts for part in parts), [True, False, True], min_overlap=0.3
+    )
+    assert len(segments) > 2
+    assert segments == whole.segments
+    assert torch.equal(ids[torch.cat([part.owner for part in parts])], whole.ids)
 
 
 def test_semantic_map_sums_over_many_queries_as_one_product_does() -> None:
