@@ -130,7 +130,7 @@ def _check_settings(commands: Sequence[ChainCommand]) -> None:
     Raises:
         ConfigError: all of them.
     """
-    from fcache.config import ExtractConfig, ProbeConfig, load_recipe, resolve
+    from fcache.config import ExtractConfig, PredictConfig, ProbeConfig, load_recipe, resolve
     from fcache.train.recipe import read_config
 
     problems = []
@@ -145,6 +145,11 @@ def _check_settings(commands: Sequence[ChainCommand]) -> None:
                 for name in ("manifest", "root"):
                     settings.pop(name, None)
                 resolve(kind, table, settings)
+            elif command.command == "predict":
+                # Lists of names are divided by the command; extract.* are its own view's.
+                told = {k: v for k, v in settings.items() if k not in {"heads", "videos"}}
+                own = {k: v for k, v in told.items() if not k.startswith("extract.")}
+                resolve(PredictConfig, {}, own)
         except ConfigError as error:
             problems.append(f"step '{command.name}': {error.message}")
     if problems:

@@ -27,7 +27,7 @@ LEAST_PQ = 0.33
 
 
 def run_demo(folder: Path) -> None:
-    """Renders videos, extracts, inspects, probes, trains and checks; prints every command.
+    """Renders videos and runs every command on them, checking what each one makes.
 
     Args:
         folder: Where everything goes; what a run before left there is used again.
@@ -67,6 +67,10 @@ def run_demo(folder: Path) -> None:
             "twice as much."
         )
     pq = _train_segmenter(cache, folder / "runs" / "segmenter")
+    maps = folder / "predictions"
+    _run("predict", str(folder / "runs" / "segmenter"), "--cache", str(cache), "--out", str(maps))
+    if not (maps / "pred.json").exists():
+        raise FcacheError(f"the demo did not make '{maps / 'pred.json'}'.")
     _say(
         f"done in {time.monotonic() - started:.0f} s: probe mIoU {miou:.3f} (class prior "
         f"{prior:.3f}), segmenter PQ {pq:.3f}"

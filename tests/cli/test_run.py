@@ -175,17 +175,19 @@ def test_wrong_settings_of_all_steps_are_told_before_any_runs(tmp_path: Path) ->
         {"name": "extract", "command": "extract", "words": ["{videos}"]},
         {"name": "probe", "command": "probe", "words": ["{out}/cache"]},
         {"name": "train", "command": "train", "words": ["--cache", "{out}/cache"]},
+        {"name": "predict", "command": "predict", "words": ["{out}/run", "--out", "{out}/maps"]},
     ]
     chain = write_chain(tmp_path / "chain.toml", steps, videos="a folder")
-    wrong = ["extract.shortside=4", "probe.lr=abc", "train.batch=0"]
+    wrong = ["extract.shortside=4", "probe.lr=abc", "train.batch=0", "predict.widow=2"]
     code, _, err = run("run", chain, "videos=v", *wrong, "--out", tmp_path / "out")
     assert code == 2
     for told in (
         "step 'extract': 'shortside' is not a setting; nearest: short_side",
         "step 'probe': lr=abc",
         "step 'train': batch=0",
+        "step 'predict': 'widow' is not a setting; nearest: window",
     ):
-        assert told in message(err)
+        assert told in err  # a line a step
     assert not (tmp_path / "out").exists()
 
 
