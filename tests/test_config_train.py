@@ -115,6 +115,54 @@ def test_problems_are_told_together() -> None:
         assert part in message
 
 
+PYRAMID = {**BARE, "adapter": "none", "source": "live"}
+
+
+def test_settings_of_a_table_are_given_by_dotted_keys_and_layered_over_the_recipe() -> None:
+    recipe = {**PYRAMID, "backbone": {"trainable": True, "lr_factor": 0.3}}
+    config = resolve(SegmenterConfig, recipe, {"backbone.lr_factor": "0.5"})
+    assert (config.backbone.trainable, config.backbone.lr_factor) == (True, 0.5)
+    seen = {"model": "resnet50", "short_side": 720, "long_side_max": 1333}
+    drawn = {"extract.size": "64x96", "extract.weights": "a/b.pth"}
+    config = resolve(SegmenterConfig, {**PYRAMID, "extract": seen}, drawn)
+    assert config.extract is not None
+    # A size stands in for sides within the table too.
+    assert (config.extract.size, config.extract.short_side) == ((64, 96), None)
+    assert (config.extract.weights, config.extract.crops) == ("a/b.pth", 0)
+    assert (
+        resolve(SegmenterConfig, {**PYRAMID, "extract": seen}, {"extract": "none"}).extract is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "text"),
+    [
+        ({}, {"backbone.trainble": "true"}, "'backbone.trainble' is not a setting; nearest: back"),
+        ({"backbone": {"lr_facto": 1}}, {}, "'backbone.lr_facto' is not a setting; nearest: back"),
+        ({}, {"bakbone.trainable": "true"}, "not a setting; nearest: backbone.trainable"),
+        ({}, {"backbone": "true"}, "'backbone' is a table; expected one of: backbone.trainable, "),
+        ({}, {"backbone.lr_factor": "-1"}, "backbone.lr_factor=-1: input should be greater"),
+        ({}, {"backbone.lr_factor": "1"}, "has no meaning without backbone.trainable=true"),
+        ({}, {"extract.crop": "64"}, "'extract.model' is needed: give extract.model="),
+        (
+            {"extract": {"model": "resnet50", "short_side": 64}},
+            {"extract.workers": "4"},
+            "extract: workers= is of an extraction job; it has no meaning in the loop",
+        ),
+        ({"source": "cache"}, {"weights": "hub"}, "weights= is of a backbone in the loop"),
+        (
+            {"extract": {"model": "resnet50", "short_side": 64, "dtype": "int8"}},
+            {"live_rounded": "true"},
+            "needs channel scales, which only a cache has",
+        ),
+    ],
+)
+def test_wrong_settings_of_a_table_are_told(recipe, overrides, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(SegmenterConfig, {**PYRAMID, **recipe}, overrides)
+    assert text in caught.value.message
+
+
 def test_what_can_be_none_is_none_by_default() -> None:
     # A run's recipe.toml leaves out what is none, and reading it must give the same settings.
     for name, field in SegmenterConfig.model_fields.items():

@@ -17,8 +17,10 @@ from fcache.cli import (
     data,
     demo,
     doctor,
+    eval as evaluation,
     extract,
     inspect,
+    predict,
     probe,
     recipes,
     run,
@@ -64,12 +66,14 @@ app.command("why")(extract.why)
 app.command("copy")(copy.copy)
 app.command("probe")(probe.probe)
 app.command("train")(train.train)
+app.command("predict")(predict.predict)
 app.command("run")(run.run)
 app.command("recipes")(recipes.recipes)
 app.command("demo")(demo.demo)
 app.command("build")(build.build)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(weights.app, name="weights")
 
 

@@ -64,7 +64,10 @@ def beside(cache: Path, suffix: str) -> Path:
 
 
 def _is_number(cell: str) -> bool:
-    return cell.replace(",", "").replace(".", "").removeprefix("-").split(" ")[0].isdigit()
+    return (
+        cell == "-"
+        or cell.replace(",", "").replace(".", "").removeprefix("-").split(" ")[0].isdigit()
+    )
 
 
 WINDOW_S = 30.0  # over which the rate is measured

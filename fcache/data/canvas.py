@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fcache.data.footage import Footage
 from fcache.data.label_images import check_size
-from fcache.store.cache import VideoFrames
 
 IGNORE = 255
 ENLARGED = 14  # pixels a token; a label has 16, and stored pixels are enlarged by 8/7 to match
@@ -19,7 +19,7 @@ ENLARGED = 14  # pixels a token; a label has 16, and stored pixels are enlarged 
 
 def label_on_canvas(
     label: npt.NDArray[Any],  # [height, width] as stored
-    video: VideoFrames,
+    video: Footage,
     what: str,
     *,
     window: tuple[int, int, int, int] | None = None,
@@ -32,7 +32,7 @@ def label_on_canvas(
 
     Args:
         label: Class indices or segment ids.
-        video: The cached frames it belongs to.
+        video: The frames it belongs to.
         what: Names the label in the error.
         window: (y, x, height, width) in tokens; the whole canvas by default.
         stride: Stored pixels of such a token; of 14, the label has 16.
@@ -41,9 +41,9 @@ def label_on_canvas(
     Raises:
         LabelError: the label's shape contradicts the frame's.
     """
-    at: Mapping[str, Any] = video.item.placement
+    at: Mapping[str, Any] = video.placement
     check_size((label.shape[0], label.shape[1]), (at["source_h"], at["source_w"]), what)
-    bucket = video.item.bucket
+    bucket = video.bucket
     y, x, height, width = window or (0, 0, bucket.height // stride, bucket.width // stride)
     rows = _axis(label.shape[0], at["resize_h"], at["crop_y"], at["crop_h"], stride == ENLARGED)
     columns = _axis(label.shape[1], at["resize_w"], at["crop_x"], at["crop_w"], stride == ENLARGED)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from fcache.data.archive import Place, Zipped
 from fcache.errors import LabelError
 
 # 16-bit masks open as "I;16" or, in older Pillow, "I"; a palette's indices are the values.
 ONE_CHANNEL_MODES = frozenset({"1", "L", "P", "I;16", "I;16B", "I"})
 
 
-def read_mask(path: Path) -> np.ndarray:  # [height, width] uint8, uint16 or int32
+def read_mask(path: Place) -> np.ndarray:  # [height, width] uint8, uint16 or int32
     """Returns the values of a one-channel label image, read-only; of a palette, the indices.
 
     Raises:
@@ -30,7 +31,7 @@ def read_mask(path: Path) -> np.ndarray:  # [height, width] uint8, uint16 or int
         return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
-def read_segment_ids(path: Path) -> np.ndarray:  # [height, width] int32
+def read_segment_ids(path: Place) -> np.ndarray:  # [height, width] int32
     """Returns the segment ids of a panoptic image: R + 256 G + 65536 B, 0 for void.
 
     Raises:
@@ -89,10 +90,12 @@ def check_size(label: tuple[int, int], image: tuple[int, int], what: str) -> Non
     )
 
 
-def _opened(path: Path, *, whole: bool = True) -> Image.Image:
+def _opened(path: Place, *, whole: bool = True) -> Image.Image:
     try:
-        # From memory: Pillow reads a PNG in some ten pieces.
-        return Image.open(io.BytesIO(path.read_bytes()) if whole else path)
+        if whole or isinstance(path, Zipped):
+            # From memory: Pillow reads a PNG in some ten pieces.
+            return Image.open(io.BytesIO(path.read_bytes()))
+        return Image.open(path)
     except UnidentifiedImageError as error:
         raise LabelError(f"label '{path}' is not an image.") from error
     except (OSError, Image.DecompressionBombError) as error:
@@ -101,17 +104,17 @@ def _opened(path: Path, *, whole: bool = True) -> Image.Image:
         ) from error
 
 
-def _pixels(image: Image.Image, path: Path) -> np.ndarray:
+def _pixels(image: Image.Image, path: Place) -> np.ndarray:
     _load(image, path)
     return np.asarray(image)
 
 
-def _bytes(image: Image.Image, path: Path, layout: str) -> bytes:
+def _bytes(image: Image.Image, path: Place, layout: str) -> bytes:
     _load(image, path)
     return image.tobytes("raw", layout)
 
 
-def _load(image: Image.Image, path: Path) -> None:
+def _load(image: Image.Image, path: Place) -> None:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damaged PNG data

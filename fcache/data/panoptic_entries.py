@@ -7,7 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fcache.data.json_stream import JsonWalk, Span
+from fcache.data.panoptic_json import read_categories
 from fcache.errors import LabelError
+from fcache.manifest import Category
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,36 @@ class Entry:
         return PurePosixPath(self.file_name).stem
 
 
-def walk_videos(path: Path, what: str) -> tuple[dict[str, list[str]], dict[str, list[Entry]]]:
-    """Returns frame names by video, of ``videos``, and frame entries by video.
+@dataclass(frozen=True, slots=True)
+class VideoEntries:
+    """What JSON of VIPSeg's shape lists.
+
+    Attributes:
+        names: Frame names by video, of ``videos``.
+        entries: Frame entries by video, of ``annotations``.
+        categories: By ascending id; none where it lists none.
+    """
+
+    names: dict[str, list[str]]
+    entries: dict[str, list[Entry]]
+    categories: tuple[Category, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntries:
+    """What JSON of COCO's shape lists.
+
+    Attributes:
+        entries: By image id.
+        categories: By ascending id; none where it lists none.
+    """
+
+    entries: dict[int | str, Entry]
+    categories: tuple[Category, ...]
+
+
+def walk_videos(path: Path, what: str) -> VideoEntries:
+    """Returns the videos of a JSON and where their entries lie.
 
     Args:
         path: JSON of VIPSeg's shape.
@@ -40,8 +70,12 @@ def walk_videos(path: Path, what: str) -> tuple[dict[str, list[str]], dict[str, 
     """
     names: dict[str, list[str]] = {}
     entries: dict[str, list[Entry]] = {}
+    categories: tuple[Category, ...] = ()
     with JsonWalk(path, what) as walk:
         for key in walk.members():
+            if key == "categories":
+                categories = _categories(walk)
+                continue
             if key not in {"videos", "annotations"}:
                 walk.value()
                 continue
@@ -54,7 +88,7 @@ def walk_videos(path: Path, what: str) -> tuple[dict[str, list[str]], dict[str, 
                     names[video_id] = [entry.stem for entry in found]
                 else:
                     entries[video_id] = found
-    return names, entries
+    return VideoEntries(names, entries, categories)
 
 
 def _walk_video(walk: JsonWalk, inner: str) -> tuple[str, list[Entry]]:
@@ -75,8 +109,8 @@ def _walk_video(walk: JsonWalk, inner: str) -> tuple[str, list[Entry]]:
     return str(video_id), entries
 
 
-def walk_images(path: Path, what: str) -> dict[int | str, Entry]:
-    """Returns entries by image id.
+def walk_images(path: Path, what: str) -> ImageEntries:
+    """Returns the images of a JSON and where their entries lie.
 
     Args:
         path: JSON of COCO's shape.
@@ -86,8 +120,12 @@ def walk_images(path: Path, what: str) -> dict[int | str, Entry]:
         LabelError: the file is damaged, has another shape, or lists an image twice.
     """
     images: dict[int | str, Entry] = {}
+    categories: tuple[Category, ...] = ()
     with JsonWalk(path, what) as walk:
         for key in walk.members():
+            if key == "categories":
+                categories = _categories(walk)
+                continue
             if key != "annotations":
                 walk.value()
                 continue
@@ -98,7 +136,25 @@ def walk_images(path: Path, what: str) -> dict[int | str, Entry]:
                 if row["image_id"] in images:
                     raise LabelError(f"'{path}', {what}, lists image {row['image_id']} twice.")
                 images[row["image_id"]] = Entry(str(row["file_name"]), span)
-    return images
+    return ImageEntries(images, categories)
+
+
+def _categories(walk: JsonWalk) -> tuple[Category, ...]:
+    rows = walk.value()[0]
+    try:
+        found = read_categories(rows)
+        unsaid = [row["id"] for row in rows if "isthing" not in row]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LabelError(
+            f"'{walk.path}', {walk.what}, lists 'categories' that are not all with id, name and "
+            f"isthing: {error!r}."
+        ) from error
+    if unsaid:
+        raise LabelError(
+            f"'{walk.path}', {walk.what}, does not say of category {unsaid[0]} whether it "
+            "isthing; things and stuff are scored apart."
+        )
+    return tuple(sorted(found, key=lambda category: category.id))
 
 
 def _entry(walk: JsonWalk) -> Entry:

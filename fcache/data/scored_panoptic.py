@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fcache.data.archive import Place
 from fcache.data.label_images import read_segment_ids
 from fcache.data.panoptic_entries import Entry, check_order, walk_images, walk_videos
 from fcache.data.panoptic_json import FrameSegments, segments_of
 from fcache.errors import LabelError
+from fcache.manifest import Category
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Side:
     """
 
     json_path: Path
-    folder: Path
+    folder: Place
     entries: tuple[Entry, ...]
 
     def ids(self, position: int) -> np.ndarray:  # [height, width] int32
@@ -109,76 +111,89 @@ class PanopticVideo:
             raise LabelError(f"{where}: {error.message}") from error
 
 
-def vipseg_videos(truth: Path, truth_json: Path, prediction: Path) -> list[PanopticVideo]:
+@dataclass(frozen=True, slots=True)
+class PanopticFiles:
+    """Panoptic maps of one side: a JSON, and the folder of its PNGs."""
+
+    json_path: Path
+    folder: Place
+
+
+@dataclass(frozen=True, slots=True)
+class PanopticSet:
+    """Videos or images to be scored.
+
+    Attributes:
+        videos: One by one.
+        categories: Those that the ground truth's JSON lists, by ascending id; it may list none.
+    """
+
+    videos: tuple[PanopticVideo, ...]
+    categories: tuple[Category, ...]
+
+
+def vipseg_videos(truth: PanopticFiles, prediction: PanopticFiles) -> PanopticSet:
     """Returns the videos of a VIPSeg ground truth with a submission's maps.
 
     As in the official scripts, the ground truth's JSON says which videos and frames there are,
     and predicted frames are paired with them by position.
 
     Args:
-        truth: The folder of panoptic PNGs, a folder for each video.
-        truth_json: Its JSON, with ``videos`` and ``annotations``.
-        prediction: The submission's folder, with ``pred.json`` and ``pan_pred``.
+        truth: Its folder has a folder for each video, its JSON ``videos`` and ``annotations``.
+        prediction: The same, less ``videos``.
 
     Raises:
         LabelError: a JSON is damaged or has another shape, or a video or frame is missing.
     """
-    pred_json = prediction / "pred.json"
-    images, listed = walk_videos(truth_json, "the ground truth")
-    _, predicted = walk_videos(pred_json, "the prediction")
-    if not images:
-        raise LabelError(f"'{truth_json}', the ground truth, lists no 'videos'.")
+    listed = walk_videos(truth.json_path, "the ground truth")
+    predicted = walk_videos(prediction.json_path, "the prediction")
+    if not listed.names:
+        raise LabelError(f"'{truth.json_path}', the ground truth, lists no 'videos'.")
     videos = []
-    for video_id, names in images.items():
-        for entries, path in ((listed, truth_json), (predicted, pred_json)):
+    for video_id, names in listed.names.items():
+        files = [f"{name}.png" for name in names]
+        sides = []
+        for entries, of in ((listed.entries, truth), (predicted.entries, prediction)):
             if video_id not in entries:
                 raise LabelError(
-                    f"video '{video_id}' has no annotations in '{path}', which holds "
-                    f"{len(entries)} videos; expected every video of '{truth_json}'."
+                    f"video '{video_id}' has no annotations in '{of.json_path}', which holds "
+                    f"{len(entries)} videos; expected every video of '{truth.json_path}'."
                 )
-            check_order(video_id, names, entries[video_id], path)
-        files = [f"{name}.png" for name in names]
-        sides = [
-            Side(path, folder / video_id, tuple(map(_renamed, entries[video_id], files)))
-            for entries, path, folder in (
-                (listed, truth_json, truth),
-                (predicted, pred_json, prediction / "pan_pred"),
-            )
-        ]
+            check_order(video_id, names, entries[video_id], of.json_path)
+            frames = tuple(map(_renamed, entries[video_id], files))
+            sides.append(Side(of.json_path, of.folder / video_id, frames))
         videos.append(PanopticVideo(video_id, tuple(names), *sides))
-    return videos
+    return PanopticSet(tuple(videos), listed.categories)
 
 
-def coco_images(
-    truth: Path, truth_json: Path, prediction: Path, prediction_json: Path
-) -> list[PanopticVideo]:
+def coco_images(truth: PanopticFiles, prediction: PanopticFiles) -> PanopticSet:
     """Returns the images of a COCO panoptic ground truth, each as a video of one frame.
 
     Images are paired by ``image_id``; each side's JSON names its PNGs. Predictions for images that
     the ground truth does not annotate are left out, as in panopticapi.
 
     Raises:
-        LabelError: a JSON is damaged or has another shape, or an image has no prediction.
+        LabelError: a JSON is damaged or has another shape, lists no image, or an image has no
+            prediction.
     """
-    listed = walk_images(truth_json, "the ground truth")
-    predicted = walk_images(prediction_json, "the prediction")
+    listed = walk_images(truth.json_path, "the ground truth")
+    predicted = walk_images(prediction.json_path, "the prediction")
+    if not listed.entries:
+        raise LabelError(f"'{truth.json_path}', the ground truth, lists no 'annotations'.")
     images = []
-    for image_id, entry in listed.items():
-        guess = predicted.get(image_id)
+    for image_id, entry in listed.entries.items():
+        guess = predicted.entries.get(image_id)
         if guess is None:
             raise LabelError(
                 f"image '{entry.stem}' (image_id {image_id}) has no prediction in "
-                f"'{prediction_json}'; expected one for every image of '{truth_json}'."
+                f"'{prediction.json_path}'; expected one for every image of '{truth.json_path}'."
             )
-        images.append(
-            PanopticVideo(
-                entry.stem,
-                (entry.stem,),
-                Side(truth_json, truth, (entry,)),
-                Side(prediction_json, prediction, (guess,)),
-            )
-        )
-    return images
+        sides = [
+            Side(of.json_path, of.folder, (side,))
+            for of, side in ((truth, entry), (prediction, guess))
+        ]
+        images.append(PanopticVideo(entry.stem, (entry.stem,), *sides))
+    return PanopticSet(tuple(images), listed.categories)
 
 
 def _renamed(entry: Entry, file_name: str) -> Entry:

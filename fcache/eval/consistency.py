@@ -10,18 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fcache.errors import LabelError
 from fcache.eval.quirks import TEXTS, Definition, Places, Quirk, changed
+from fcache.eval.steady import Bits, Labels, Mask, SteadyPixels, bits, count
 
 LEADERBOARD_CLIPS = (8, 16)
 
-Labels = NDArray[np.integer[Any]]
-Mask = NDArray[np.bool_]
 Clip = tuple[str, dict[str, float]]  # its last frame; its value, and that without each quirk
 
 
@@ -69,9 +64,6 @@ class VcResult:
 class VideoConsistency:
     """Accumulates VC_n of videos, given frame by frame.
 
-    Holds two frames and two counters a pixel, whatever n is: a pixel is constant over the last n
-    frames where its label has not changed for n.
-
     Args:
         clip_frames: The n whose VC_n is wanted.
         definition: ``official``: T - n clips of a video of T frames, every label counts, right or
@@ -92,11 +84,7 @@ class VideoConsistency:
         self.definition: Definition = definition
         self._means: dict[int, dict[str, Mean]] = {n: {"": Mean()} for n in clip_frames}
         self._places: dict[int, dict[str, Places]] = {n: {} for n in clip_frames}
-        self._longest = max(clip_frames)
-        self._last: tuple[Labels, Labels] | None = None
-        # Memory for masks: a fresh array each time costs more than filling it.
-        self._masks: list[Mask] = []
-        self._same: list[Labels] = []  # frames for which truth, and both, have been the same
+        self._steady = SteadyPixels(max(clip_frames))
         self._pending: dict[int, Clip] = {}
         self._short: dict[int, Clip] = {}
         self._num_frames = 0
@@ -125,8 +113,9 @@ class VideoConsistency:
         Raises:
             LabelError: the frame's size differs from that of the frame before.
         """
-        if self._last is not None and self._last[0].shape != truth.shape:
-            sizes = ["x".join(map(str, labels.shape)) for labels in (truth, self._last[0])]
+        before = self._steady.shape
+        if before is not None and before != truth.shape:
+            sizes = ["x".join(map(str, shape)) for shape in (truth.shape, before)]
             raise LabelError(
                 f"{place} is {sizes[0]} and the frame before it {sizes[1]} (height x width); "
                 "VC compares frames of one size."
@@ -137,15 +126,18 @@ class VideoConsistency:
             self._since_gap = 0
         self._num_frames += 1
         self._since_gap += 1
-        self._count_same(truth, prediction)
+        self._steady.add(truth, prediction)
+        masks = bits(labelled), bits(right)
+        lengths = {n: min(n, self._num_frames) for n in self._means}
+        clips = {
+            length: (place, self._clip(length, constant, *masks))
+            for length, constant in self._steady.constant(lengths.values())
+        }
         self._short = {}
-        for n in self._means:
+        for n, length in lengths.items():
             if n in self._pending:
                 self._commit(n, self._pending[n])
-            if n <= self._num_frames:
-                self._pending[n] = place, self._clip(n, labelled, right)
-            else:
-                self._short[n] = place, self._clip(self._num_frames, labelled, right)
+            (self._pending if n == length else self._short)[n] = clips[length]
 
     def end_video(self) -> None:
         """Ends the video; clips do not run across videos."""
@@ -155,7 +147,8 @@ class VideoConsistency:
                     self._commit(n, clip)
                 else:
                     self._commit_only(n, name, clip)
-        self._last, self._same, self._pending, self._short = None, [], {}, {}
+        self._steady.clear()
+        self._pending, self._short = {}, {}
         self._num_frames = self._since_gap = 0
 
     def merge(self, other: VideoConsistency) -> None:
@@ -206,38 +199,17 @@ class VideoConsistency:
             found += changed(f"VC{n}", name, value, means[name].value, places[name])
         return found
 
-    def _count_same(self, truth: Labels, prediction: Labels) -> None:
-        if self._last is None:
-            kind = np.uint8 if self._longest < 255 else np.uint32
-            self._same = [np.ones(truth.shape, kind) for _ in range(2)]
-            self._masks = [np.empty(truth.shape, np.bool_) for _ in range(3)]
-        else:
-            same_truth, same_both, full = self._masks
-            np.equal(truth, self._last[0], out=same_truth)
-            np.equal(prediction, self._last[1], out=same_both)
-            same_both &= same_truth
-            for counter, same in zip(self._same, (same_truth, same_both), strict=True):
-                # As bytes: numpy would convert a mask piece by piece, four times slower.
-                counter *= same.view(np.uint8)
-                counter += 1
-                np.greater(counter, self._longest, out=full)
-                counter -= full.view(np.uint8)
-        self._last = truth, prediction
-
-    def _clip(self, num_frames: int, labelled: Mask, right: Mask) -> dict[str, float]:
-        truth, both, scratch = self._masks
-        for counter, constant in zip(self._same, (truth, both), strict=True):
-            np.greater_equal(counter, num_frames, out=constant)
-        num_labelled = np.count_nonzero(np.logical_and(truth, labelled, out=scratch))
-        num_right = np.count_nonzero(np.logical_and(both, right, out=scratch))
+    def _clip(
+        self, num_frames: int, constant: tuple[Bits, Bits], labelled: Bits, right: Bits
+    ) -> dict[str, float]:
+        truth, both = constant
+        num_labelled, num_right = count(truth & labelled), count(both & right)
         if self.definition == "clean":
             return {"": _share(num_right, num_labelled)}
-        num_labelled_same = np.count_nonzero(np.logical_and(both, labelled, out=scratch))
-        num_truth = np.count_nonzero(truth)
-        value = _share(np.count_nonzero(both), num_truth)
+        num_truth = count(truth)
         values = {
-            "": value,
-            "vc_void_counts": _share(num_labelled_same, num_labelled),
+            "": _share(count(both), num_truth),
+            "vc_void_counts": _share(count(both & labelled), num_labelled),
             "vc_ignores_correctness": _share(num_right, num_truth),
         }
         if self._since_gap < num_frames:
@@ -267,5 +239,5 @@ class VideoConsistency:
             raise ValueError(f"a video is open after {self._num_frames} frames; call end_video()")
 
 
-def _share(part: np.signedinteger[Any], whole: np.signedinteger[Any]) -> float:
-    return float(part / whole) if whole else math.nan
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
+from multiprocessing.synchronize import Event
 from typing import Any, Protocol, Self, TypeVar
+
+from fcache.interrupt import without_interrupts
 
 FRAMES_PER_TASK = 16  # a video of VIPSeg, or some images
 
@@ -51,7 +57,8 @@ def score_videos(
 ) -> S:
     """Returns the scores of videos.
 
-    Every number is the same, to the bit, whatever ``num_workers`` is.
+    Every number is the same, to the bit, whatever ``num_workers`` is. Where it is broken off, by
+    an error or by Ctrl-C, workers end at their next frame; they end with this process, too.
 
     Args:
         videos: The videos; a worker reads a few at a time, each frame once.
@@ -68,11 +75,12 @@ def score_videos(
         raise ValueError(f"num_workers={num_workers}; expected at least 1")
     tasks = list(_tasks(videos))
     total = make()
-    for task, score in zip(tasks, _scores(tasks, make, num_workers), strict=True):
-        total.merge(score)
-        if on_video is not None:
-            for video in task:
-                on_video(video.id)
+    with closing(_scores(tasks, make, num_workers)) as scores:
+        for task, score in zip(tasks, scores, strict=True):
+            total.merge(score)
+            if on_video is not None:
+                for video in task:
+                    on_video(video.id)
     return total
 
 
@@ -92,6 +100,8 @@ def _score(videos: Sequence[FramePairs], make: Callable[[], S], num_threads: int
     score = make()
     for video in videos:
         for frame in _frames(video, num_threads):
+            if _stop is not None and _stop.is_set():
+                raise _BrokenOffError
             score.add(frame)
         score.end_video()
     return score
@@ -114,7 +124,7 @@ def _frames(video: FramePairs, num_threads: int) -> Iterator[Any]:
 
 def _scores(
     tasks: Sequence[Sequence[FramePairs]], make: Callable[[], S], num_workers: int
-) -> Iterator[S]:
+) -> Generator[S, None, None]:
     # Pillow decodes outside Python's lock, so threads help where there are fewer videos than cores.
     num_threads = max(1, num_workers // max(1, len(tasks)))
     if num_workers == 1 or len(tasks) < 2:
@@ -122,11 +132,35 @@ def _scores(
         return
     # A fork would inherit threads of libraries that the caller has loaded.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_workers, len(tasks)), context) as pool:
-        futures = [pool.submit(_score, task, make, num_threads) for task in tasks]
-        try:
-            for future in futures:
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    stop = context.Event()
+    count = min(num_workers, len(tasks))
+    pool = ProcessPoolExecutor(count, context, _begin_worker, (stop,))
+    try:
+        with without_interrupts():  # workers are started here
+            futures = deque(pool.submit(_score, task, make, num_threads) for task in tasks)
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        stop.set()
+        # Workers that are just starting still need the event: wait until all are gone.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_stop: Event | None = None  # in a worker: set when the job is broken off
+
+
+class _BrokenOffError(Exception):
+    """The job was broken off; nobody waits for this score."""
+
+
+def _begin_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -192,16 +192,6 @@ def mean_iou(
     return float(category_iou(counts, missed)[present].mean()) if present.any() else float("nan")
 
 
-def one_category_counts(
-    truth_pixels: NDArray[np.integer],  # [K] of the scored frames
-    train_pixels: NDArray[np.integer],  # [K] of the training frames
-) -> Counts:  # [K, K]
-    """Counts of the baseline that paints every pixel with the commonest training category."""
-    counts = np.zeros((len(truth_pixels),) * 2, np.int64)
-    counts[:, int(np.argmax(train_pixels))] = truth_pixels
-    return counts
-
-
 def prior_counts(
     truth_pixels: NDArray[np.integer],  # [K] of the scored frames
     train_pixels: NDArray[np.integer],  # [K] of the training frames

@@ -226,7 +226,9 @@ class VideoSemanticQuality:
             # Unsigned numbers wrap: what is below the offset lands far above every id.
             ids = truth - truth.dtype.type(self.offset)
             labelled = ids < len(self.category_ids)
-            return labelled, labelled & (ids == prediction)
+            right = ids == prediction
+            right &= labelled
+            return labelled, right
         known = self._ids(truth)
         return known != IGNORE, known == prediction
 

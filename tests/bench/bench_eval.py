@@ -1,6 +1,7 @@
 """What scoring costs, beside the published scripts' way of doing it.
 
     python tests/bench/bench_eval.py [--official JSON] [--frames 24] [--videos 5] [--rounds 3]
+                                     [--folder DIR] [--only speed|memory|workers]
 
 Writes a synthetic VIPSeg and VSPW set of the shape of the recorded official run (480 x 854, about
 30 segments a frame on both sides), checks fcache's scores against the plain way of computing them
@@ -27,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # where `tests` is, when run as a script
 
-from fcache.data.scored_panoptic import PanopticVideo, vipseg_videos
-from fcache.data.scored_semantic import SemanticVideo, vspw_videos
+from fcache.data.scored_panoptic import PanopticFiles, PanopticVideo, vipseg_videos
+from fcache.data.scored_semantic import SemanticVideo, semantic_videos
 from fcache.eval.job import score_videos
 from fcache.eval.vps import VideoPanopticScores
 from fcache.eval.vss import VideoSemanticQuality
@@ -127,14 +128,20 @@ def write(root: Path, num_videos: int, num_frames: int) -> None:
     (root / "vss/truth/val.txt").write_text("\n".join(sides[0]) + "\n")
 
 
-def open_vps(root: Path) -> list[PanopticVideo]:
+def open_vps(root: Path) -> tuple[PanopticVideo, ...]:
     """The panoptic set."""
-    return vipseg_videos(root / "vps/truth", root / "vps/truth.json", root / "vps/prediction")
+    prediction = root / "vps/prediction"
+    return vipseg_videos(
+        PanopticFiles(root / "vps/truth.json", root / "vps/truth"),
+        PanopticFiles(prediction / "pred.json", prediction / "pan_pred"),
+    ).videos
 
 
 def open_vss(root: Path) -> list[SemanticVideo]:
     """The semantic set."""
-    return vspw_videos(root / "vss/truth", root / "vss/prediction")
+    return semantic_videos(
+        load_manifest("vspw"), root / "vss/truth", root / "vss/prediction", "val"
+    )
 
 
 def score_vps(root: Path, num_workers: int = 1, times: int = 1) -> tuple[float, float]:
@@ -206,9 +213,9 @@ def decode(root: Path) -> None:
         plain_scores.read_ids(path)
 
 
-def lengthen(root: Path, num_frames: int) -> Path:
+def lengthen(root: Path, scratch: Path, num_frames: int) -> Path:
     """Writes sets of one video whose frames are those of the first over and over, as links."""
-    to = root / f"long_{num_frames}"
+    root, to = root.absolute(), scratch / f"long_{num_frames}"
     truth = json.loads((root / "vps/truth.json").read_text())["annotations"][0]
     guess = json.loads((root / "vps/prediction/pred.json").read_text())["annotations"][0]
     video = truth["video_id"]
@@ -310,16 +317,23 @@ def against(official: dict[str, Any], speed: dict[str, float]) -> list[Verdict]:
     ]
 
 
-def bounds(root: Path) -> list[Verdict]:
-    """Memory of long videos, and two processes against one."""
+def memory(root: Path) -> list[Verdict]:
+    """Memory of long videos."""
     verdicts = []
-    roots = [lengthen(root, num_frames) for num_frames in (200, 2000)]
-    for kind in ("vps", "vss"):
-        short, long = (peak(folder, kind) for folder in roots)
-        note = f"{long / 1024:.1f} over {short / 1024:.1f} MiB"
-        what = f"{kind}: peak at 2,000 frames over 200"
-        verdicts.append(Verdict(what, long / short, 1.05, at_most=True, note=note))
-    for kind, score in (("vps", score_vps), ("vss", score_vss)):
+    with tempfile.TemporaryDirectory() as folder:
+        roots = [lengthen(root, Path(folder), num_frames) for num_frames in (200, 2000)]
+        for kind in ("vps", "vss"):
+            short, long = (peak(place, kind) for place in roots)
+            note = f"{long / 1024:.1f} over {short / 1024:.1f} MiB"
+            what = f"{kind}: peak at 2,000 frames over 200"
+            verdicts.append(Verdict(what, long / short, 1.05, at_most=True, note=note))
+    return verdicts
+
+
+def workers(root: Path) -> list[Verdict]:
+    """Two processes against one."""
+    verdicts = []
+    for kind, score in (("vss", score_vss), ("vps", score_vps)):
         one, two = (cost(partial(score, root, n, REPEATS)) for n in (1, 2))
         what = f"{kind}: two processes against one"
         note = f"{one[0]:.1f} s and {two[0]:.1f} s on the clock"
@@ -339,13 +353,16 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=5)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["speed", "bounds"])
+    parser.add_argument("--folder", type=Path, help="where the set lies, or is written and kept")
+    parser.add_argument("--only", choices=["speed", "memory", "workers"])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.videos, options.frames)
-        verdicts = [] if options.only == "bounds" else run(Path(folder), options)
-        if options.only != "speed":
-            verdicts += bounds(Path(folder))
+    parts = {"speed": partial(run, options=options), "memory": memory, "workers": workers}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.folder or Path(scratch)
+        if not (root / "vss").is_dir():
+            write(root, options.videos, options.frames)
+        chosen = [options.only] if options.only else list(parts)
+        verdicts = [verdict for name in chosen for verdict in parts[name](root)]
     print(table(verdicts))
 
 
