@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fcache.cli.output import emit_json, emit_table
+from fcache.cli.relay import Relay
 from fcache.errors import ConfigError, FcacheError, InterruptedJobError, nearest
 
 if TYPE_CHECKING:
+    from fcache.cli.chain_notes import Notes
     from fcache.config.chain import ChainCommand
 
 QUARANTINED = 3  # the exit code of a command that left broken videos out
-NOTES = "chain.json"
 
 
 def run(
@@ -49,9 +50,11 @@ def run(
 ) -> None:
     """Run several commands one after another, as a chain recipe says.
 
-    Resumes: run the same command again. Steps that have ended are skipped until one before them
-    runs again, or its settings change.
+    Resumes: run the same command again. A step that has ended is skipped until one before it runs
+    again, its words or a file they name change, or what it made is gone. Videos added to a folder
+    are seen with --again STEP.
     """
+    from fcache.cli.chain_notes import Notes
     from fcache.config import read_overrides
     from fcache.config.chain import chain_commands, load_chain
 
@@ -70,7 +73,7 @@ def run(
             f"--again {again} is no step{nearest(again, names)}; expected one of: "
             f"{', '.join(names)}."
         )
-    notes = _Notes.read(folder)
+    notes = Notes.read(folder)
     begin = notes.first_to_run(commands, again)
     if plan:
         _show_plan(commands, begin, as_json=as_json)
@@ -78,50 +81,6 @@ def run(
     results = _run_all(commands, begin, notes, strict=strict, as_json=as_json)
     if as_json:
         emit_json("run", {"out": str(folder), "steps": results})
-
-
-@dataclass(slots=True)
-class _Notes:
-    """Which steps of a chain have ended, and how they were told; ``chain.json`` in its folder."""
-
-    path: Path
-    ended: dict[str, list[str]]
-
-    @classmethod
-    def read(cls, folder: Path) -> _Notes:
-        path = folder / NOTES
-        try:
-            ended = json.loads(path.read_text(encoding="utf-8"))["ended"]
-        except FileNotFoundError:
-            ended = {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"'{path}' cannot be read: {error}. Remove it, and every step runs again; those "
-                "that have ended find their work done."
-            ) from None
-        return cls(path, ended)
-
-    def first_to_run(self, commands: Sequence[ChainCommand], again: str | None) -> int:
-        """Returns the place of the first step that has not ended as it would be run today."""
-        for place, command in enumerate(commands):
-            if command.name == again or self.ended.get(command.name) != command.argv:
-                return place
-        return len(commands)
-
-    def forget(self, commands: Sequence[ChainCommand]) -> None:
-        for command in commands:
-            self.ended.pop(command.name, None)
-        self._write()
-
-    def note(self, command: ChainCommand) -> None:
-        self.ended[command.name] = command.argv
-        self._write()
-
-    def _write(self) -> None:
-        from fcache.store.files import make_folder, write_whole
-
-        make_folder(self.path.parent)
-        write_whole(self.path, (json.dumps({"ended": self.ended}, indent=2) + "\n").encode())
 
 
 def _check_settings(commands: Sequence[ChainCommand]) -> None:
@@ -138,7 +97,9 @@ def _check_settings(commands: Sequence[ChainCommand]) -> None:
         settings = dict(command.settings)
         try:
             if command.command == "train":
-                read_config(settings.pop("recipe", "segmenter_vipseg"), settings)
+                pairs = dict(itertools.pairwise(command.words))
+                recipe = settings.pop("recipe", "segmenter_vipseg")
+                read_config(recipe, settings, videos=pairs.get("--videos"))
             elif command.command in {"extract", "probe"}:
                 kind = ExtractConfig if command.command == "extract" else ProbeConfig
                 table = load_recipe(settings.pop("recipe", command.command))
@@ -159,7 +120,7 @@ def _check_settings(commands: Sequence[ChainCommand]) -> None:
 def _run_all(
     commands: Sequence[ChainCommand],
     begin: int,
-    notes: _Notes,
+    notes: Notes,
     *,
     strict: bool,
     as_json: bool,
@@ -194,7 +155,7 @@ class StepFailedError(FcacheError):
 
 
 def _execute(argv: Sequence[str], *, as_json: bool) -> tuple[int, dict[str, Any]]:
-    """Runs a command and passes Ctrl-C on to it; it ends its own work first.
+    """Runs a command; what ends this process is passed on to it, and it ends its own work first.
 
     Returns:
         Its exit code, and with ``as_json`` what it printed.
@@ -202,21 +163,18 @@ def _execute(argv: Sequence[str], *, as_json: bool) -> tuple[int, dict[str, Any]
     Raises:
         InterruptedJobError: Ctrl-C.
     """
-    from fcache.interrupt import interruptible
-
     words = [sys.executable, "-m", "fcache", *argv, *(["--json"] if as_json else [])]
-    # In a group of its own: a terminal's Ctrl-C reaches it once, from here.
-    child = subprocess.Popen(
-        words, stdout=subprocess.PIPE if as_json else None, process_group=0, text=True
-    )
-    with interruptible(lambda: child.send_signal(signal.SIGINT)) as stop:
-        try:
-            printed, _ = child.communicate()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
-            printed, _ = child.communicate()
-    if stop.asked:
+    with Relay() as relay:
+        # In a group of its own: a terminal's Ctrl-C reaches it once, from here.
+        child = subprocess.Popen(
+            words, stdout=subprocess.PIPE if as_json else None, process_group=0, text=True
+        )
+        relay.begin(child)
+        printed, _ = child.communicate()
+    if signal.SIGINT in relay.asked:
         raise InterruptedJobError("interrupted; the same command goes on from there.")
+    if relay.asked:
+        signal.raise_signal(relay.asked[-1])
     if not as_json or child.returncode not in (0, QUARANTINED):
         return child.returncode, {}
     return child.returncode, {"result": json.loads(printed)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import tomli_w
 
 from fcache.cache import open_cache
+from fcache.cli import chain_notes
+from fcache.cli.relay import Relay
 from fcache.config import recipe_names
 from fcache.config.chain import Chain, chain_commands, load_chain
 from fcache.demo.scene import render_set
@@ -168,6 +171,54 @@ def test_ctrl_c_reaches_the_step_at_hand_and_the_same_command_goes_on(
     assert taken
     assert list((tmp_path / "out" / "run" / "checkpoints").iterdir())
     assert states(chain, f"cache={cache}", "--out", tmp_path / "out") == ["to run"]
+
+
+def test_a_step_runs_again_when_a_file_it_names_or_what_it_made_has_changed(
+    cache: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("a")
+    steps = [{"name": "good", "command": "verify", "words": ["{cache}"], "settings": {"x": "{n}"}}]
+    chain = write_chain(tmp_path / "chain.toml", steps, cache="a cache", n="a file")
+    (command,) = chain_commands(load_chain(str(chain)), {"cache": str(cache), "n": str(note)}, note)
+    before = chain_notes.told(command)
+    assert before == chain_notes.told(command)
+    note.write_text("b")
+    assert before != chain_notes.told(command)
+    step = {"name": "a", "command": "verify", "words": ["{cache}", "--out", str(tmp_path / "made")]}
+    chain = write_chain(tmp_path / "chain.toml", [step], cache="a cache")
+    (command,) = chain_commands(load_chain(str(chain)), {"cache": str(cache)}, note)
+    assert not chain_notes.made(command)
+    (tmp_path / "made").mkdir()
+    assert chain_notes.made(command)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_step_ends_with_the_chain_that_is_terminated(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with Relay() as relay:
+        child = subprocess.Popen(["sleep", "60"], process_group=0, text=True)
+        relay.begin(child)
+        os.kill(os.getpid(), number)
+        child.wait(10)
+    assert relay.asked == [number]
+    assert child.returncode == -number
+
+
+def test_settings_of_a_step_that_trains_on_videos_are_checked_as_its_command_does(
+    scenes: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tomli_w.dumps({"kind": "stage", "stage": "segmenter", **TINY}))
+    step = {
+        "name": "train",
+        "command": "train",
+        "words": ["--videos", "{videos}", "--run", "{out}/run"],
+        "settings": {"recipe": str(recipe), "source": "live", "extract.short_side": 64},
+    }
+    chain = write_chain(tmp_path / "chain.toml", [step], videos="a folder")
+    assert states(chain, f"videos={scenes}", "--out", tmp_path / "out") == ["to run"]
 
 
 def test_wrong_settings_of_all_steps_are_told_before_any_runs(tmp_path: Path) -> None:
