@@ -29,6 +29,7 @@ def refused(**overrides: str) -> str:
 
 def test_segmenter_recipes_are_shipped() -> None:
     assert set(SEGMENTERS) == {
+        "camvid",
         "camvid_quick",
         "segmenter_coco",
         "segmenter_demo",

@@ -28,8 +28,8 @@ def test_scores_equal_the_plain_way_on_one_process_and_on_two(sets):
         assert bench_eval.score_vss(sets, num_workers) == pytest.approx(vss, abs=1e-12)
 
 
-def test_a_lengthened_video_repeats_its_frames(sets):
-    long = bench_eval.lengthen(sets, 40)
+def test_a_lengthened_video_repeats_its_frames(sets, tmp_path):
+    long = bench_eval.lengthen(sets, tmp_path / "scratch", 40)
     (video,) = bench_eval.open_vps(long)
     assert video.num_frames == 40
     assert np.array_equal(video.frame(3).truth_ids, video.frame(39).truth_ids)
