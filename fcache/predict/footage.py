@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from fcache.backbones import load
 from fcache.backbones.identity import values_identity
 from fcache.config import (
-    EVERY_SPLIT,
     LiveExtract,
     PredictConfig,
     Selection,
@@ -25,10 +25,11 @@ from fcache.config import (
 from fcache.data.features import Features
 from fcache.data.sampling import ClipRequest
 from fcache.data.windows import Window
-from fcache.errors import ConfigError, SourceError, nearest
+from fcache.errors import ConfigError, SourceError
 from fcache.manifest import load_manifest, names_manifest
-from fcache.predict.inputs import PredictInputs
-from fcache.sources.decode import Frame, decode, list_selected
+from fcache.predict.inputs import PredictInputs, choose
+from fcache.sources.content import HashMemo, content_hash
+from fcache.sources.decode import Frame, decode
 from fcache.sources.geometry import draw, place
 from fcache.sources.listing import Source, scan, scan_manifest
 from fcache.sources.probe import probe_source
@@ -65,18 +66,25 @@ class CanvasesInOrder:
         video = request.video
         assert isinstance(video, DecodedVideo)
         assert window is None
-        for row, position in zip(out, request.frames, strict=True):
-            if video is not self._video or position != self._next:
-                self._open(video, position)
-            frame = next(self._frames, None)
-            self._next = position + 1
-            at = video.placed
-            if frame is None or frame.rgb.shape[:2] != (at.source_h, at.source_w):
-                raise SourceError(
-                    f"video '{video.video_id}' ('{video.source.path}') changed while it was "
-                    f"predicted: frame {position} is not what it was."
-                )
-            row[...] = draw(frame.rgb, at)
+        try:
+            for row, position in zip(out, request.frames, strict=True):
+                row[...] = self._canvas(video, position)
+        except SourceError as error:
+            raise SourceError(
+                f"video '{video.video_id}' ('{video.source.path}') changed while it was predicted: "
+                f"{error.message} The finished videos stay; the same command looks at it again and "
+                "goes on."
+            ) from error
+
+    def _canvas(self, video: DecodedVideo, position: int) -> npt.NDArray[np.uint8]:
+        if video is not self._video or position != self._next:
+            self._open(video, position)
+        frame = next(self._frames, None)
+        self._next = position + 1
+        at = video.placed
+        if frame is None or frame.rgb.shape[:2] != (at.source_h, at.source_w):
+            raise SourceError(f"frame {position} lacks, or has another size.")
+        return draw(frame.rgb, at)
 
     def _open(self, video: DecodedVideo, position: int) -> None:
         if self._video is not None:
@@ -119,7 +127,7 @@ def open_footage(
 ) -> PredictInputs:
     """Looks at videos and loads the backbone that sees them.
 
-    Every frame of a video file is decoded once to see that it is sound: a broken one is left out.
+    Every frame is decoded once to see that it is sound: a broken video is left out.
 
     Args:
         words: Videos, folders, globs, or a manifest.
@@ -128,8 +136,8 @@ def open_footage(
         config: Which of them.
 
     Raises:
-        ConfigError: nothing is found, or no video of the split or name; or a view of crops, or of
-            int8, whose scales only a cache has.
+        ConfigError: nothing is found, or no video of the split or name; a view of crops, or of
+            int8, whose scales only a cache has; or a choice among a cache's selections.
         WeightsError: the backbone's weights cannot be found.
     """
     if extract.crop is not None or extract.flip or extract.dtype == "int8":
@@ -137,13 +145,20 @@ def open_footage(
             "videos are predicted in whole, and as a cache of floats would hold them; expected no "
             "extract.crop=, no extract.flip= and no extract.dtype=int8."
         )
+    if config.selection is not None:
+        raise ConfigError(
+            "selection= chooses among the selections of a cache; videos have none. Expected "
+            "extract.fps=, extract.stride= and the like."
+        )
     manifest = load_manifest(words[0]) if len(words) == 1 and names_manifest(words[0]) else None
     listing = scan_manifest(manifest) if manifest else scan(words)
-    sources = _chosen(listing.sources, config)
+    sources, chosen_by = choose(listing.sources, config, lacking="there is no video")
+    memo = HashMemo()
     with ThreadPoolExecutor(READERS) as pool:
-        looked = list(pool.map(partial(_look, extract), sources))
-    videos = [one for one in looked if isinstance(one, DecodedVideo)]
-    lost = tuple(one for one in looked if not isinstance(one, DecodedVideo))
+        looked = list(pool.map(partial(_look, extract, memo), sources))
+    memo.flush()
+    videos = [one for one in looked if isinstance(one, _Looked)]
+    lost = tuple((one.video_id, one.reason) for one in looked if isinstance(one, _Lost))
     device = pick_device(config.device)
     backbone = load(extract.backbone, device=device)
     identity = values_identity(extract, backbone.description, str(backbone.weights_sha256))
@@ -158,28 +173,41 @@ def open_footage(
         return LiveFeatures(canvases, backbone, batch=extract.batch, rounding=rounding)
 
     return PredictInputs(
-        view, None, tuple(videos), f"of {len(sources)} found", features, lost, in_order=True
+        view,
+        None,
+        tuple(one.video for one in videos),
+        {one.video.video_id: one.content for one in videos},
+        chosen_by,
+        features,
+        lost,
+        in_order=True,
     )
 
 
-def _chosen(sources: Sequence[Source], config: PredictConfig) -> list[Source]:
-    found = [one for one in sources if config.split in (None, EVERY_SPLIT, one.split)]
-    if not found:
-        known = ", ".join(sorted({one.split for one in sources if one.split})) or "none"
-        raise ConfigError(f"no video is of split '{config.split}'; expected one of: {known}.")
-    by_id = {one.video_id: one for one in found}
-    for video_id in config.videos:
-        if video_id not in by_id:
-            raise ConfigError(f"there is no video '{video_id}'{nearest(video_id, by_id)}.")
-    return [by_id[video_id] for video_id in dict.fromkeys(config.videos)] or found
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """A sound video, and the SHA-256 of its source."""
+
+    video: DecodedVideo
+    content: str
 
 
-def _look(extract: LiveExtract, source: Source) -> DecodedVideo | tuple[str, str]:
-    """A video, or its id and why it cannot be predicted."""
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """A video that cannot be predicted, and why."""
+
+    video_id: str
+    reason: str
+
+
+def _look(extract: LiveExtract, memo: HashMemo, source: Source) -> _Looked | _Lost:
+    path, kind = source.path, source.kind
     try:
-        facts = probe_source(source.path, source.kind)
-        selected = list_selected(source.path, source.kind, extract.selection)
+        content = content_hash(path, kind, memo)
+        facts = probe_source(path, kind)
+        frames = decode(path, kind, extract.selection)
+        names = tuple(frame.name for frame in frames if frame is not None)
     except SourceError as error:
-        return source.video_id, error.message
+        return _Lost(source.video_id, error.message)
     placed = place(facts.height, facts.width, extract.geometry)
-    return DecodedVideo(source, tuple(name for _, name in selected), placed)
+    return _Looked(DecodedVideo(source, names, placed), content)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from fcache.config import EVERY_SPLIT, PredictConfig
 from fcache.data.dataset import entries_of
 from fcache.data.features import CachedFeatures, Features
 from fcache.data.footage import AnyView, Footage
 from fcache.errors import CacheError, ConfigError, nearest
-from fcache.store.cache import StoreCache, View, split_key
-from fcache.store.frames import Entry
+from fcache.store.cache import StoreCache, split_key
 from fcache.train.live import PixelFeatures, StoredCanvases
 
 USUAL_SPLIT = "val"
@@ -26,6 +26,7 @@ class PredictInputs:
         view: What decides the features.
         cache: The cache's folder; None where features are computed on the way.
         videos: Whole frames on their canvases.
+        contents: SHA-256 of what each video was made from, by id.
         chosen_by: How the videos were chosen, in words.
         features: Gives the features; told whether pixels alone are enough.
         lost: Id of each video that cannot be read, and why.
@@ -35,6 +36,7 @@ class PredictInputs:
     view: AnyView
     cache: Path | None
     videos: tuple[Footage, ...]
+    contents: Mapping[str, str]
     chosen_by: str
     features: Callable[[bool], Features]
     lost: tuple[tuple[str, str], ...] = ()
@@ -55,7 +57,12 @@ def open_cached(cache: str | Path, config: PredictConfig) -> PredictInputs:
     """
     folder, prefix = split_key(str(cache))
     view = StoreCache(folder).view(prefix)
-    entries, chosen_by = _chosen(view, config)
+    entries = entries_of(view, config.selection)
+    listing = f"fcache ls '{view.folder.parent}' --videos"
+    if not entries:
+        raise ConfigError(f"view {view.key} holds no complete video to predict.", run=listing)
+    lacking = f"view {view.key} has no complete video"
+    entries, chosen_by = choose(entries, config, lacking=lacking, run=listing)
     videos = [view.catalogue.frames(*entry) for entry in entries]
     check_whole(videos, view.key)
 
@@ -65,7 +72,8 @@ def open_cached(cache: str | Path, config: PredictConfig) -> PredictInputs:
             return cached
         return PixelFeatures(StoredCanvases(view), cached.mean, cached.std, cached.stride)
 
-    return PredictInputs(view, folder, tuple(videos), chosen_by, features)
+    contents = {entry.video_id: entry.item.content for entry in entries}
+    return PredictInputs(view, folder, tuple(videos), contents, chosen_by, features)
 
 
 def check_whole(videos: Iterable[Footage], key: str) -> None:
@@ -85,38 +93,57 @@ def check_whole(videos: Iterable[Footage], key: str) -> None:
             )
 
 
-def _chosen(view: View, config: PredictConfig) -> tuple[Sequence[Entry], str]:
-    """The entries of the videos that are wanted, and how they were chosen."""
-    entries = entries_of(view, config.selection)
-    if not entries:
-        raise ConfigError(
-            f"view {view.key} holds no complete video to predict.",
-            run=f"fcache ls '{view.folder.parent}' --videos",
-        )
-    splits = {entry.split for entry in entries if entry.split}
+class Listed(Protocol):
+    """A video, before its frames are looked at."""
+
+    @property
+    def video_id(self) -> str:
+        """As the manifest calls it."""
+
+    @property
+    def split(self) -> str | None:
+        """Which part of the data set it is of, where that is known."""
+
+
+ListedT = TypeVar("ListedT", bound=Listed)
+
+
+def choose(
+    found: Sequence[ListedT], config: PredictConfig, *, lacking: str, run: str | None = None
+) -> tuple[list[ListedT], str]:
+    """Returns the videos that are wanted, and how they were chosen.
+
+    Args:
+        found: All of them.
+        config: Which: ``videos`` and ``split``. Where it says neither, those of split "val" if
+            there are such, else all.
+        lacking: How an error begins: "there is no video".
+        run: The command that lists them.
+
+    Raises:
+        ConfigError: no such video or split.
+    """
+    splits = {one.split for one in found if one.split}
     split = config.split
     if split is None and not config.videos and USUAL_SPLIT in splits:
         split = USUAL_SPLIT
-    chosen_by = "all videos"
+    chosen, chosen_by = list(found), "all videos"
     if split not in (None, EVERY_SPLIT):
         if split not in splits:
             known = ", ".join(sorted(splits)) or "none, since no split is known"
             raise ConfigError(
-                f"view {view.key} has no complete video of split '{split}'; expected one of: "
-                f"{known}, or '{EVERY_SPLIT}'.",
-                run=f"fcache ls '{view.folder.parent}' --videos",
+                f"{lacking} of split '{split}'; expected one of: {known}, or '{EVERY_SPLIT}'.",
+                run=run,
             )
-        entries = [entry for entry in entries if entry.split == split]
+        chosen = [one for one in found if one.split == split]
         chosen_by = f"split '{split}'"
     if not config.videos:
-        return entries, chosen_by
-    by_id = {entry.video_id: entry for entry in entries}
+        return chosen, chosen_by
+    by_id = {one.video_id: one for one in chosen}
     for video_id in config.videos:
         if video_id not in by_id:
             raise ConfigError(
-                f"view {view.key} has no complete video '{video_id}' among {chosen_by}"
-                f"{nearest(video_id, by_id)}.",
-                run=f"fcache ls '{view.folder.parent}' --videos",
+                f"{lacking} '{video_id}' among {chosen_by}{nearest(video_id, by_id)}.", run=run
             )
     wanted = dict.fromkeys(config.videos)
     return [by_id[video_id] for video_id in wanted], f"{len(wanted)} named"

@@ -64,13 +64,15 @@ def run_prediction(plan: PredictPlan, *, report: Report = lambda event: None) ->
         FeatureError: a head gives numbers that are not finite; names the video.
         InterruptedJobError: Ctrl-C; the finished videos stay.
         NoSpaceError: the disk is full; the finished videos stay.
+        SourceError: a video is no longer what it was when it was looked at; names it, and the
+            finished videos stay.
     """
     config, inputs = plan.config, plan.inputs
     with ExitStack() as stack:
         for one in plan.prepared:
             stack.enter_context(one.folder.held())
             one.folder.check(one.facts)
-            one.folder.begin(one.facts, [video.video_id for video in inputs.videos])
+            one.folder.begin(one.facts)
         todo = plan.todo()
         requests = [request for planned, _ in todo for request in planned.requests()]
         report({"event": "start", **plan.to_json()})

@@ -60,13 +60,14 @@ class VideoPart:
     @torch.no_grad()
     def _output(self, window: Sequence[int], batch: DeviceBatch) -> FrameOutput:
         output: FrameOutput = self.head.module(batch.stages, batch.pixels, keep_aux=False)
-        told = (output.final.class_logits, output.queries)
+        told = (output.final.class_logits, output.final.mask_logits, output.queries)
         if not all(bool(torch.isfinite(values).all()) for values in told):
             names = [self.planned.video.names[position] for position in (window[0], window[-1])]
             raise FeatureError(
                 f"'{self.head.path}' gives numbers that are not finite for video "
-                f"'{self.planned.video.video_id}', frames '{names[0]}' to '{names[1]}'; expected "
-                "weights that were trained to the end on features of this view."
+                f"'{self.planned.video.video_id}', frames '{names[0]}' to '{names[1]}': its "
+                "weights hold such numbers, or the features are far from those it was trained on. "
+                "Expected weights that were trained to the end, and features of their view."
             )
         return output
 

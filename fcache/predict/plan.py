@@ -11,13 +11,13 @@ import torch
 
 import fcache
 from fcache.config import FREE_PREDICT_KEYS, PredictConfig
-from fcache.data.footage import Footage
 from fcache.errors import ConfigError
-from fcache.predict.folder import PROVENANCE, PredictFolder
-from fcache.predict.formats import FORMATS, Format, is_image
+from fcache.predict.folder import PLACE, PROVENANCE, VIDEOS, PredictFolder
+from fcache.predict.formats import FORMATS, Format
 from fcache.predict.heads import Head, open_heads
 from fcache.predict.inputs import PredictInputs
 from fcache.predict.schedule import VideoSchedule, schedule
+from fcache.store.identity import digest
 from fcache.train.distributed import pick_device
 
 
@@ -26,7 +26,7 @@ class Prepared:
     """A head, and the folder of its predictions.
 
     Attributes:
-        facts: What decides its maps, and what it comes from.
+        facts: What decides its maps, of each video too, and what it comes from.
     """
 
     head: Head
@@ -107,16 +107,15 @@ def plan_prediction(
 
     Raises:
         FcacheError: what ``open_heads`` tells of.
-        ConfigError: other predictions lie there, or two frames would be one file.
+        ConfigError: other predictions lie there, or maps of two videos would lie in one place.
     """
     device = pick_device(config.device)
     loaded = open_heads([*heads, *map(Path, config.heads)], inputs.view, config, device)
     prepared = []
     for head in loaded:
         form = _format(head, config)
-        _check_names(form, inputs.videos)
         folder = PredictFolder(out / head.name if len(loaded) > 1 else out, form)
-        facts = _facts(head, form, inputs, config)
+        facts = _facts(head, folder, inputs, config)
         folder.check(facts)
         prepared.append(Prepared(head, folder, facts))
     return PredictPlan(inputs, config, tuple(prepared), device)
@@ -136,29 +135,26 @@ def _format(head: Head, config: PredictConfig) -> Format:
     return form
 
 
-def _check_names(form: Format, videos: Sequence[Footage]) -> None:
-    """Refuses single images of one name: all of COCO's lie in one folder."""
-    seen: dict[str, str] = {}
-    for video in videos if not form.is_linked else ():
-        if len(video.names) == 1 and is_image(video.video_id, video.names[0]):
-            other = seen.setdefault(video.names[0], video.video_id)
-            if other != video.video_id:
-                raise ConfigError(
-                    f"images '{other}' and '{video.video_id}' would both be "
-                    f"'{video.names[0]}.png'; expected split= or videos= to choose."
-                )
-
-
 def _facts(
-    head: Head, form: Format, inputs: PredictInputs, config: PredictConfig
+    head: Head, folder: PredictFolder, inputs: PredictInputs, config: PredictConfig
 ) -> dict[str, Any]:
+    videos = {}
+    for video in inputs.videos:
+        names = video.names[: config.max_frames]
+        videos[video.video_id] = {
+            "content": inputs.contents[video.video_id],
+            "num_frames": len(names),
+            "names_sha256": digest({"names": list(names)}),
+            PLACE: folder.place(video.video_id, names),
+        }
     settings = config.model_dump(mode="json", exclude=set(FREE_PREDICT_KEYS))
     return {
         "weights_sha256": head.sha256,
         "step": head.step,
         "view": inputs.view.key,
-        "settings": settings | {"format": form.name},
+        "settings": settings | {"format": folder.format.name},
         "categories": [category.model_dump(mode="json") for category in head.categories],
+        VIDEOS: videos,
         PROVENANCE: {
             "head": str(head.path.absolute()),
             "cache": None if inputs.cache is None else str(inputs.cache.absolute()),

@@ -9,11 +9,11 @@ held, never the video. ``reader.py`` says what counts as damage and what damage 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from av.video.reformatter import VideoReformatter
 
@@ -29,7 +29,14 @@ from fcache.sources.video import Picture, read_pictures
 __all__ = ["Frame", "decode", "list_selected"]
 
 Wanted = Callable[[int], bool]
-Selected = tuple[int, Callable[[], Frame]]  # a source index, and what converts or opens its frame
+
+
+class Selected(NamedTuple):
+    """A frame that a selection takes, before its picture is converted or its file opened."""
+
+    source_index: int
+    name: str
+    load: Callable[[], Frame]
 
 
 def decode(
@@ -59,24 +66,13 @@ def decode(
             ``on_error="keep_prefix"`` the iterator ends quietly instead, unless no frame was sound.
             Also: the selection takes no frame, or asks for times where the source has none.
     """
-    frames = _video(path, selection) if kind == "video" else _images(path, kind, selection)
-    num_sound = num_kept = 0
-    with closing(frames):
-        try:
-            for source_index, load in frames:
-                if skip is None or not skip(source_index):
-                    yield load() if wanted is None or wanted(num_kept) else None
-                    num_kept += 1
-                num_sound += 1
-        except SourceError:
-            if num_sound == 0 or selection.on_error != "keep_prefix":
-                raise
-            return
-    if num_sound == 0:
-        raise SourceError(
-            f"no frame is selected: start={selection.start} is after the last frame, "
-            "or no frame lies before end=."
-        )
+    num_kept = 0
+    with _selected(path, kind, selection) as (frames, sound):
+        for source_index, name, load in frames:
+            if skip is None or not skip(source_index):
+                yield load() if wanted is None or wanted(num_kept) else None
+                num_kept += 1
+            sound.append((source_index, name))
 
 
 def list_selected(path: Path, kind: SourceKind, selection: Selection) -> list[tuple[int, str]]:
@@ -87,10 +83,35 @@ def list_selected(path: Path, kind: SourceKind, selection: Selection) -> list[tu
     Raises:
         SourceError: as ``decode``, of images for what can be told without opening one.
     """
-    if kind == "video":
-        with closing(_video(path, selection)) as pictures:
-            return [(source_index, _index_name(source_index)) for source_index, _ in pictures]
-    return [(source_index, file.stem) for source_index, file in _selected(path, kind, selection)]
+    with _selected(path, kind, selection) as (frames, sound):
+        for source_index, name, _ in frames:
+            sound.append((source_index, name))
+    return sound
+
+
+@contextmanager
+def _selected(
+    path: Path, kind: SourceKind, selection: Selection
+) -> Iterator[tuple[Generator[Selected], list[tuple[int, str]]]]:
+    """Gives the frames, and where the sound ones are told; ends as ``on_error`` says.
+
+    Raises:
+        SourceError: the source is broken, or the selection takes no frame.
+    """
+    sound: list[tuple[int, str]] = []
+    try:
+        with closing(
+            _video(path, selection) if kind == "video" else _images(path, kind, selection)
+        ) as frames:
+            yield frames, sound
+    except SourceError:
+        if not sound or selection.on_error != "keep_prefix":
+            raise
+    if not sound:
+        raise SourceError(
+            f"no frame is selected: start={selection.start} is after the last frame, "
+            "or no frame lies before end=."
+        )
 
 
 def _video(path: Path, selection: Selection) -> Generator[Selected]:
@@ -106,7 +127,8 @@ def _video(path: Path, selection: Selection) -> Generator[Selected]:
 
     with closing(read_pictures(path)) as pictures:
         for picture in sample(pictures, selection):
-            yield picture.source_index, partial(convert, picture)
+            name = _index_name(picture.source_index)
+            yield Selected(picture.source_index, name, partial(convert, picture))
 
 
 def _index_name(source_index: int) -> str:
@@ -116,7 +138,7 @@ def _index_name(source_index: int) -> str:
 def _images(
     path: Path, kind: Literal["frames", "image"], selection: Selection
 ) -> Generator[Selected]:
-    files = _selected(path, kind, selection)
+    files = _chosen_files(path, kind, selection)
 
     @cache
     def first_size() -> tuple[int, int]:
@@ -136,10 +158,10 @@ def _images(
         return Frame(rgb=rgb, source_index=source_index, pts_us=None, name=file.stem)
 
     for source_index, file in files:
-        yield source_index, partial(open_frame, source_index, file)
+        yield Selected(source_index, file.stem, partial(open_frame, source_index, file))
 
 
-def _selected(
+def _chosen_files(
     path: Path, kind: Literal["frames", "image"], selection: Selection
 ) -> list[tuple[int, Path]]:
     require_no_clock(selection, "an image" if kind == "image" else "a folder of frames")

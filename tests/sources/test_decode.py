@@ -294,6 +294,18 @@ def test_a_list_of_selected_frames_needs_no_clock_and_a_folder(tmp_path):
         list_selected(tmp_path, "frames", Selection())
 
 
+def test_a_list_of_selected_frames_ends_as_decoding_does(video, frames, tmp_path):
+    with pytest.raises(SourceError, match="no frame is selected: start=100"):
+        list_selected(video, "video", Selection(fps=4, start=100))
+    torn = encode(tmp_path / "v.mkv", frames)
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    with pytest.raises(SourceError, match="truncated"):
+        list_selected(torn, "video", Selection())
+    kept = Selection(on_error="keep_prefix")
+    taken = [(f.source_index, f.name) for f in decode(torn, "video", kept)]
+    assert list_selected(torn, "video", kept) == taken != []
+
+
 def test_a_broken_frame_is_named_after_the_sound_ones(tmp_path):
     folder = save_frames(tmp_path / "frames")
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
