@@ -45,6 +45,10 @@ class WeightsError(ConfigError):
     """Weights that cannot be found, or that belong to another architecture."""
 
 
+class CoverageError(ConfigError):
+    """A cache that lacks videos, frames or crops that a run needs."""
+
+
 class SourceError(FcacheError):
     """A video, folder or image that cannot be used; the text is its quarantine reason."""
 

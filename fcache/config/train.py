@@ -145,9 +145,13 @@ class TrainConfig(Settings):
         ]
 
     def _live_problems(self) -> list[str]:
-        if self.extract is None or self.source == "auto":
+        if self.extract is None:
             return []
         problems = []
+        if self.selection is not None:
+            problems.append("selection= is of a cache's videos; give extract.fps= and the like")
+        if self.source == "auto":  # what was chosen is checked again
+            return problems
         if self.weights is not None:
             problems.append("weights= is of a cache's backbone; give extract.weights=")
         if self.live_rounded and self.extract.dtype == "int8":

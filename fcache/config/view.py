@@ -36,6 +36,10 @@ class Selection(Settings):
             raise ValueError(f"end={self.end} is not after start={self.start} (seconds)")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """Returns the selection as it enters an item's name: what departs from every frame."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 class ViewGeometry(Settings):
     """How a frame becomes the padded canvas the backbone sees; part of a view's identity.

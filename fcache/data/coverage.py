@@ -17,7 +17,7 @@ from fcache.config import (
     resolve,
 )
 from fcache.data.labels import LabelReader
-from fcache.errors import ConfigError
+from fcache.errors import CoverageError
 from fcache.manifest import Manifest, Video, manifest_names
 from fcache.store.cache import View
 
@@ -69,7 +69,7 @@ def check_coverage(
         strict: Whether missing videos are an error.
 
     Raises:
-        ConfigError: the view lacks videos or crops; names them, and the command that adds them.
+        CoverageError: the view lacks videos or crops; names them, and the command that adds them.
     """
     wanted = _wanted(view, labels, split)
     held: dict[str, set[int | None]] = {}
@@ -146,12 +146,12 @@ def _missing(
     wanted: dict[str, Video],
     missing: list[str],
     manifest: str | None,
-) -> ConfigError:
+) -> CoverageError:
     named = ", ".join(f"'{name}'" for name in missing[:MOST_NAMED])
     more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
     where = f" of split '{split}'" if split else ""
     sources = _sources(labels, wanted, missing, manifest)
-    return ConfigError(
+    return CoverageError(
         f"view {view.key} lacks {len(missing)} of what {labels.origin} needs{where} "
         f"({len(wanted)} videos): {named}{more}.",
         run=extract_command(view, sources, split) if sources else None,

@@ -62,7 +62,7 @@ def selection_identity(config: ExtractConfig, kind: SourceKind) -> dict[str, Any
     What makes a cached frame the same is part of it for folders alone: other sources' frames have
     no files of their own.
     """
-    selection = config.selection.model_dump(mode="json", exclude_defaults=True)
+    selection = config.selection.identity()
     by_name = kind == "frames" and config.reuse == "name"
     return {**selection, "reuse": config.reuse} if by_name else selection
 

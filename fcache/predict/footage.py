@@ -36,7 +36,8 @@ from fcache.sources.probe import probe_source
 from fcache.train.decoded import DecodedVideo, LiveView
 from fcache.train.distributed import pick_device
 from fcache.train.head import read_head
-from fcache.train.live import LiveFeatures, PixelFeatures, Rounding
+from fcache.train.live import LiveFeatures, PixelFeatures
+from fcache.train.rounding import Rounding
 
 READERS = 8  # threads that look at sources before the first is predicted
 USUAL_VIEW = "extract"  # the recipe of the view that evaluations use

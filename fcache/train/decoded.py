@@ -122,8 +122,8 @@ class DecodedCanvases:
             raise SourceError(
                 f"video '{video.video_id}' ('{video.source.path}') cannot be trained on: "
                 f"{error.message} Training stopped and its last checkpoint stays; expected the "
-                "video mended, or left out of the manifest. An extraction puts such a video in "
-                "quarantine."
+                "video mended, or left out of the manifest. It was sound as far as it was looked "
+                "at before the run: video files whole, images of folders by their headers."
             ) from error
 
     def _canvases(

@@ -28,11 +28,13 @@ class Initialised:
         num_loaded: Tensors that were taken.
         fresh: Those that keep their first values, being for another number of categories.
         left_out: Those of the file that the module has no part for and can do without.
+        num_backbone: Those of an official backbone, where the module has one of its own weights.
     """
 
     num_loaded: int
     fresh: tuple[str, ...]
     left_out: tuple[str, ...]
+    num_backbone: int
 
 
 def initialise(module: nn.Module, init: Path) -> Initialised:
@@ -56,8 +58,10 @@ def initialise(module: nn.Module, init: Path) -> Initialised:
     state = module.state_dict()
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems: list[str] = []
+    num_backbone = 0
     if any(SEGMENTER_KEYS.ours(name) for name in found):
         imported = import_official(found, expected)
+        num_backbone = len(imported.backbone)
         named = {SEGMENTER_KEYS.ours(name): tensor for name, tensor in found.items()}
         found = imported.tensors | {one.name: named[one.name] for one in imported.reshaped}
         problems += [
@@ -76,6 +80,7 @@ def initialise(module: nn.Module, init: Path) -> Initialised:
     # A trained backbone starts from its own weights, unless a run that trained it is given.
     is_told = any(name.startswith(BACKBONE) for name in found)
     own = {n for n in expected if n.startswith(BACKBONE) and not is_told}
+    num_backbone = num_backbone if own else 0
     problems += [f"lacks '{n}'" for n in expected if n not in found and n not in own]
     reshaped = [n for n, shape in expected.items() if n in found and found[n].shape != shape]
     fresh = [name for name in reshaped if name.startswith(CATEGORY_PARTS)]
@@ -91,7 +96,8 @@ def initialise(module: nn.Module, init: Path) -> Initialised:
         )
     loaded = {name: found[name] for name in expected if name not in own.union(fresh)}
     module.load_state_dict(state | loaded)
-    return Initialised(len(loaded), tuple(fresh), tuple(filter(_is_optional, left_out)))
+    optional = tuple(filter(_is_optional, left_out))
+    return Initialised(len(loaded), tuple(fresh), optional, num_backbone)
 
 
 def _is_optional(name: str) -> bool:

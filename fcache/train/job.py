@@ -26,6 +26,7 @@ from fcache.train.data import TrainData, train_loader, validation
 from fcache.train.distributed import World, joined
 from fcache.train.head import HEAD, HeadFacts
 from fcache.train.initialise import initialise
+from fcache.train.inputs import open_inputs
 from fcache.train.lease import leased
 from fcache.train.live import TrainedSegmenter
 from fcache.train.log import RunLog
@@ -35,7 +36,7 @@ from fcache.train.optimizer import MultiStep, make_optimizer
 from fcache.train.run_folder import METHODS, REPRODUCE, RunFolder
 from fcache.train.scores import BEST_BY
 from fcache.train.segmenter import SegmenterStage
-from fcache.train.source import Source, open_inputs, open_source
+from fcache.train.source import Source, open_source
 from fcache.train.step import TrainStep
 
 
@@ -171,6 +172,12 @@ def _stage(
             notes.append(
                 f"{len(begun.left_out)} tensors of init belong to a part that this segmenter does "
                 f"without: {', '.join(begun.left_out)}"
+            )
+        if begun.num_backbone:
+            notes.append(
+                f"{begun.num_backbone} tensors of init are its backbone's and are left out: the "
+                "trained backbone starts from the weights of the view, with which the rest of "
+                "init may not have been trained"
             )
     return segmenter_stage(config, module.to(world.device), data.categories), notes
 

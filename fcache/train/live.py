@@ -7,7 +7,6 @@ its outputs, rounded as the view stores them, are the view's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,15 +15,13 @@ import torch
 from torch import Tensor
 
 from fcache.backbones import Backbone
-from fcache.backbones.compact import to_levels_, token_scales
-from fcache.data.dequantise import dequantise
 from fcache.data.sampling import ClipRequest
 from fcache.data.windows import Window, cut
+from fcache.errors import FeatureError
 from fcache.models import Segmenter
 from fcache.models.predictions import FrameOutput
 from fcache.store.cache import Allocate, Clip, VideoFrames, View
-
-ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+from fcache.train.rounding import Rounding
 
 
 class Canvases(Protocol):
@@ -145,6 +142,9 @@ class LiveFeatures(PixelFeatures):
             requests: Its B clips.
             pixels: [B*T, 3, H, W] float32, its pixels, normalised and zero in the border.
             dtype: Of the result.
+
+        Raises:
+            FeatureError: values that a view cannot store, where they are rounded as it does.
         """
         frames = pixels.split(len(requests[0].frames))
         buckets = [request.video.bucket for request in requests]
@@ -155,10 +155,16 @@ class LiveFeatures(PixelFeatures):
             canvases = zip(frames, buckets, strict=True)
             clips = [tuple(self._computed(of[:, :, : b.height, : b.width])) for of, b in canvases]
         windows = [request.window for request in requests]
-        return [
-            self._stored(index, self._cut(parts, windows, index), dtype)
-            for index, parts in enumerate(zip(*clips, strict=True))
+        stages = [
+            self._cut(parts, windows, index) for index, parts in enumerate(zip(*clips, strict=True))
         ]
+        if self.rounding is None:
+            return [stage.to(dtype) for stage in stages]
+        try:
+            return [self.rounding(index, stage, dtype) for index, stage in enumerate(stages)]
+        except FeatureError as error:
+            names = ", ".join(request.name for request in requests)
+            raise FeatureError(f"{names}: {error.message}") from None
 
     def _cut(self, clips: Sequence[Tensor], windows: Sequence[Window | None], index: int) -> Tensor:
         """Each clip's window of the stage ``index``, as one [B*T, h, w, C]."""
@@ -175,36 +181,6 @@ class LiveFeatures(PixelFeatures):
             outputs = self.backbone.stages(torch.cat([part, filler]))
             passes.append([stage[: len(part)] for stage in outputs])
         return [torch.cat(parts) for parts in zip(*passes, strict=True)]
-
-    def _stored(self, index: int, stage: Tensor, dtype: torch.dtype) -> Tensor:
-        return stage.to(dtype) if self.rounding is None else self.rounding(index, stage, dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """Rounds stage outputs as a view stores them, and reads them back.
-
-    Attributes:
-        dtype: The view's.
-        channel_scales: Of int8, those of each stage, [C] float32 on the device.
-    """
-
-    dtype: str
-    channel_scales: tuple[Tensor, ...] = ()
-
-    def __call__(
-        self,
-        index: int,
-        stage: Tensor,  # [F, h, w, C] float32
-        dtype: torch.dtype,
-    ) -> Tensor:  # [F, h, w, C]
-        """Returns what is read of the stage ``index`` in ``dtype`` when it was stored."""
-        if self.dtype != "int8":
-            return stage.to(ROUNDED[self.dtype]).to(dtype)
-        channels = self.channel_scales[index]
-        scaled = stage / channels
-        scale = token_scales(scaled)
-        return dequantise(to_levels_(scaled, scale).to(torch.int8), scale, channels, dtype)
 
 
 class TrainedSegmenter(Segmenter):

@@ -11,8 +11,9 @@ import torch
 from fcache.backbones.trained import TrainedPyramid
 from fcache.config import SegmenterConfig
 from fcache.train.build import build_segmenter, num_parameters
+from fcache.train.inputs import open_inputs
 from fcache.train.live import TrainedSegmenter
-from fcache.train.source import live_settings, open_inputs
+from fcache.train.source import live_settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from fcache.backbones import Backbone, describe
 from fcache.backbones.identity import load_same, settings_of
 from fcache.backbones.trained import TrainedPyramid, check_trainable
-from fcache.config import BackboneSettings, LiveExtract, SegmenterConfig, TrainConfig
+from fcache.config import BackboneSettings, SegmenterConfig, TrainConfig
 from fcache.data.features import CachedFeatures, Features
 from fcache.data.footage import AnyView
-from fcache.errors import CacheCorruptError, CacheError, ConfigError
-from fcache.manifest import names_manifest
-from fcache.store.cache import StoreCache, View, split_key
-from fcache.train.data import TrainData, open_data
+from fcache.errors import ConfigError
+from fcache.store.cache import View
+from fcache.train.data import TrainData
 from fcache.train.decoded import DecodedCanvases, LiveView
-from fcache.train.live import Canvases, LiveFeatures, PixelFeatures, Rounding, StoredCanvases
-from fcache.train.videos import live_view, open_videos
-
-ConfigT = TypeVar("ConfigT", bound=TrainConfig)
-# What a recipe keeps of a live source when the cache is taken.
-CACHED = {
-    "source": "cache",
-    "weights": None,
-    "live_rounded": False,
-    "extract": None,
-    "val_extract": None,
-}
+from fcache.train.live import Canvases, LiveFeatures, PixelFeatures, StoredCanvases
+from fcache.train.rounding import Rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +33,6 @@ class Source:
 
     features: Callable[[AnyView], Features]
     backbone: TrainedPyramid | None = None
-
-
-def open_inputs(
-    cache: str | Path | None, videos: str | Path | None, config: ConfigT
-) -> tuple[TrainData, ConfigT, list[str]]:
-    """Opens what a run reads; where the recipe leaves it open, chooses the source.
-
-    ``source=auto`` takes the cache if it has a view of the same backbone and geometry that covers
-    the labels, else the videos.
-
-    Args:
-        cache: A cache's folder, or ``FOLDER@KEYPREFIX``.
-        videos: A folder, or a manifest's path or name.
-        config: The run's.
-
-    Returns:
-        The data, the recipe with the source that was chosen, and what is to be said about it.
-
-    Raises:
-        FcacheError: what ``open_data`` and ``open_videos`` tell of.
-        ConfigError: cache and videos do not go with the recipe's source.
-    """
-    if config.source == "auto":
-        return _chosen(cache, videos, config)
-    if videos is None and config.extract is not None:
-        raise ConfigError("extract.* says how videos are seen; expected --videos.")
-    if config.source == "live" and videos is not None:
-        if cache is not None:
-            raise ConfigError(
-                "source=live runs the backbone on the frames of --videos or on the pixels of "
-                "--cache; expected one of the two, or source=auto."
-            )
-        return open_videos(str(videos), config), config, []
-    if cache is None:
-        raise ConfigError(
-            "nothing says what is trained on; expected --cache, or --videos with source=live."
-        )
-    if videos is not None:
-        raise ConfigError("source=cache reads no --videos; expected source=live or source=auto.")
-    return open_data(cache, config), config, []
 
 
 def open_source(config: TrainConfig, data: TrainData, device: torch.device) -> Source:
@@ -156,46 +104,6 @@ def _recipe_of(view: AnyView) -> Mapping[str, Any]:
     assert isinstance(view, View)
     recipe: Mapping[str, Any] = view.index.attributes["provenance"].get("recipe") or {}
     return recipe
-
-
-def _chosen(
-    cache: str | Path | None, videos: str | Path | None, config: ConfigT
-) -> tuple[TrainData, ConfigT, list[str]]:
-    live = config.model_copy(update={"source": "live", "view": None, "val_view": None})
-    cached = config.model_copy(update=CACHED)
-    if cache is None:
-        data, config, _ = open_inputs(None, videos, live)
-        return data, config, ["source=auto: the backbone runs in the loop: no cache is given"]
-    if videos is None:
-        data, config, _ = open_inputs(cache, None, cached)
-        return data, config, [f"source=auto: stage outputs are read from '{cache}'"]
-    try:
-        view = _matching(cache, config.extract)
-        if config.val_extract is not None:
-            cached = cached.model_copy(update={"val_view": _matching(cache, config.val_extract)})
-        if names_manifest(str(videos)) and config.labels is None:
-            cached = cached.model_copy(update={"labels": Path(videos)})
-        data = open_data(f"{split_key(str(cache))[0]}@{view}", cached)
-    except CacheCorruptError:
-        raise
-    except (CacheError, ConfigError) as error:
-        note = f"source=auto: the backbone runs in the loop: {error.message}"
-        return open_videos(str(videos), live), live, [note]
-    return data, cached, [f"source=auto: stage outputs are read from '{cache}', view {view}"]
-
-
-def _matching(cache: str | Path, extract: LiveExtract | None) -> str:
-    """The key of the cache's view that the videos would be seen as.
-
-    Raises:
-        CacheError: there is no such cache or view.
-    """
-    wanted = live_view(extract).identity
-    folder, prefix = split_key(str(cache))
-    for view in StoreCache(folder, prefix).views:
-        if all(view.identity.get(key) == value for key, value in wanted.items()):
-            return view.key
-    raise CacheError(f"'{cache}' has no view of this backbone under this geometry and dtype.")
 
 
 def _cached(of: AnyView) -> Features:

@@ -18,18 +18,22 @@ from fcache.errors import ConfigError, SourceError
 from fcache.manifest import Manifest, load_manifest, names_manifest
 from fcache.sources.decode import list_selected
 from fcache.sources.geometry import draw_crop, place
+from fcache.sources.images import frame_files, image_size
 from fcache.sources.listing import Source, scan, scan_manifest
-from fcache.sources.probe import SourceFacts, probe_source
+from fcache.sources.probe import probe_source
 from fcache.train.data import TrainData, check_alike, held_out, kind_of, validation_frames
 from fcache.train.decoded import DecodedVideo, LiveView
 
-READERS = 8  # sources are looked at by threads: it is mostly waiting for a disk
+READERS = 8  # threads that look at sources: a decoder uses one core
 
 
 def open_videos(videos: str, config: TrainConfig) -> TrainData:
     """Lists and looks at videos that are trained on without a cache.
 
-    What cannot be read is left out, as an extraction would.
+    What cannot be read is left out, as an extraction would. To tell, a video file is decoded to the
+    last frame that is selected, before every run and every plan: as long as two clips of it take in
+    the loop. Of a folder of frames the headers are read; pixels that are damaged below a sound
+    header stop the run when a clip comes to them, and again until the folder is mended or left out.
 
     Args:
         videos: A folder, or a manifest's path or name.
@@ -49,11 +53,13 @@ def open_videos(videos: str, config: TrainConfig) -> TrainData:
     manifest = load_manifest(videos) if names_manifest(videos) else None
     listing = scan_manifest(manifest) if manifest else scan([videos])
     reader = _labels(videos, config, manifest, [one.video_id for one in listing.sources])
-    found, lost = _looked(view.extract, listing.sources)
+    found, lost = _looked(view.extract.selection, listing.sources)
     kind = kind_of(config, reader, (one.draws(view.extract)[0] for one in found))
     train = val = _clips(found, view.extract, reader, kind, config.seed)
     if val_view is not view:
-        others, _ = _looked(val_view.extract, listing.sources)
+        others = found
+        if val_view.extract.selection != view.extract.selection:
+            others, _ = _looked(val_view.extract.selection, listing.sources)
         val = _clips(others, val_view.extract, reader, kind, config.seed)
     if not train or not val:
         some = [f"; for example video '{o.source.video_id}', frame '{o.names[0]}'" for o in found]
@@ -121,10 +127,10 @@ class _Looked:
         return DecodedVideo(self.source, self.names, placed, k)
 
 
-def _looked(config: LiveExtract, sources: Sequence[Source]) -> tuple[list[_Looked], list[_Lost]]:
+def _looked(selection: Selection, sources: Sequence[Source]) -> tuple[list[_Looked], list[_Lost]]:
     """The readable sources, by id, and the others."""
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(partial(_look, config), sources))
+        found = list(pool.map(partial(_look, selection), sources))
     readable = [one for one in found if isinstance(one, _Looked)]
     readable.sort(key=lambda one: one.source.video_id)
     return readable, [one for one in found if isinstance(one, _Lost)]
@@ -141,22 +147,39 @@ def _clips(
     return [video for video in clips if all(video.labelled)]
 
 
-def _look(config: LiveExtract, source: Source) -> _Looked | _Lost:
+def _look(selection: Selection, source: Source) -> _Looked | _Lost:
     try:
         facts = probe_source(source.path, source.kind)
-        names = _names(source, facts, config.selection)
+        selected = list_selected(source.path, source.kind, selection)
+        if source.kind == "frames":
+            selected = _with_headers(source.path, selected, (facts.height, facts.width), selection)
     except SourceError as error:
         return _Lost(source, error.message)
-    return _Looked(source, facts.height, facts.width, names)
+    return _Looked(source, facts.height, facts.width, tuple(name for _, name in selected))
 
 
-def _names(source: Source, facts: SourceFacts, selection: Selection) -> tuple[str, ...]:
-    """The selected frames; of a video file what its container says, where that is enough."""
-    is_timed = selection.fps is not None or selection.start > 0 or selection.end is not None
-    if source.kind == "video" and not is_timed and facts.num_frames is not None:
-        indexes = range(0, facts.num_frames, selection.stride)[: selection.max_frames]
-        return tuple(f"{index:05d}" for index in indexes)
-    return tuple(name for _, name in list_selected(source.path, source.kind, selection))
+def _with_headers(
+    folder: Path, selected: list[tuple[int, str]], size: tuple[int, int], selection: Selection
+) -> list[tuple[int, str]]:
+    """The selected frames of a folder, or its first sound ones, as ``on_error`` says.
+
+    Raises:
+        SourceError: a header cannot be read, or tells of another size than that of the first.
+    """
+    files = frame_files(folder)
+    for num_sound, (source_index, _) in enumerate(selected):
+        try:
+            found = image_size(files[source_index])
+            if found != size:
+                raise SourceError(
+                    f"the size changes: '{files[source_index].name}' is {found[1]}x{found[0]}, "
+                    f"the first was {size[1]}x{size[0]} (width x height)."
+                )
+        except SourceError:
+            if num_sound == 0 or selection.on_error != "keep_prefix":
+                raise
+            return selected[:num_sound]
+    return selected
 
 
 def _labels(

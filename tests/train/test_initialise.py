@@ -10,7 +10,8 @@ from torch import nn
 from fcache.errors import ConfigError, WeightsError
 from fcache.models.official import export_official
 from fcache.train.initialise import initialise
-from tests.models.tiny import segmenter
+from fcache.train.live import TrainedSegmenter
+from tests.models.tiny import pyramid_segmenter, segmenter
 
 
 def changed(module: nn.Module) -> nn.Module:
@@ -89,6 +90,18 @@ def test_a_reid_head_is_left_out_where_there_is_none(tmp_path: Path, official: b
     assert set(told.left_out) == source.keys() - target.state_dict().keys()
     assert len(told.left_out) >= 4
     assert all(torch.equal(t, source[n]) for n, t in target.state_dict().items())
+
+
+def test_official_backbone_is_told_where_the_module_trains_its_own(tmp_path: Path) -> None:
+    source = changed(pyramid_segmenter())
+    official = export_official(source.state_dict())
+    official["backbone.res2.0.conv1.weight"] = torch.ones(4)
+    save_file(official, tmp_path / "official.safetensors")
+    trained = TrainedSegmenter(pyramid_segmenter(), nn.Linear(2, 2))
+    told = initialise(trained, tmp_path / "official.safetensors")
+    assert told.num_backbone == 1
+    assert equal(source, trained) == []
+    assert initialise(pyramid_segmenter(), tmp_path / "official.safetensors").num_backbone == 0
 
 
 def test_pickles_and_absent_files_are_refused(tmp_path: Path) -> None:

@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fcache.backbones import load
 from fcache.backbones.trained import TrainedPyramid
 from fcache.config import BackboneSettings
 from fcache.data.features import CachedFeatures
 from fcache.data.sampling import ClipRequest
-from fcache.errors import ConfigError, InterruptedJobError, WeightsError
+from fcache.errors import ConfigError, FeatureError, InterruptedJobError, WeightsError
+from fcache.models.official import export_official
 from fcache.store.cache import StoreCache
 from fcache.store.layout import Bucket
 from fcache.train.data import open_data, train_loader
 from fcache.train.distributed import World
-from fcache.train.live import Rounding
 from fcache.train.optimizer import parameter_groups
 from fcache.train.plan import plan_training
+from fcache.train.rounding import Rounding
 from fcache.train.source import open_source
 from tests.extract.making import PYRAMID, extract
 from tests.extract.test_compact import compact
@@ -338,3 +339,48 @@ def test_copies_are_not_rounded_twice(made) -> None:
     data.view.identity["derived_from"] = "another"
     with pytest.raises(ConfigError, match="is a copy, whose values were rounded before"):
         source.features(data.view)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        (
+            "float16",
+            1e5,
+            r"stage 1: the features reach 1e\+05, float16 holds up to 6.55e\+04;",
+        ),
+        ("bfloat16", float("nan"), "stage 1: the features hold NaN or infinity"),
+        ("float32", float("-inf"), "stage 1: the features hold NaN or infinity"),
+        ("int8", 1e8, r"stage 1: the features reach 1e\+08, more than 8.3e\+06 times"),
+    ],
+)
+def test_values_that_an_extraction_would_refuse_are_refused(dtype, value, message) -> None:
+    rounding = Rounding(dtype, (torch.ones(3),) * 4)
+    stage = torch.full((1, 2, 2, 3), 127.0)
+    assert torch.equal(rounding(1, stage, torch.float32), stage)
+    stage[0, 1, 0, 2] = value
+    with pytest.raises(FeatureError, match=message):
+        rounding(1, stage, torch.float32)
+
+
+def test_clips_whose_features_cannot_be_rounded_are_named(made) -> None:
+    config = tiny(source="live", live_rounded=True)
+    data = open_data(made("vit float16"), config)
+    live = open_source(config, data, CPU).features(data.view)
+    run = live.backbone.stages
+    live.backbone.stages = lambda frames: [stage * 1e6 for stage in run(frames)]
+    with pytest.raises(FeatureError, match=r"^video '.*' frames .*: stage 0: the features reach"):
+        live.stages(None, data.frames[:1], torch.randn(1, 3, 64, 96), torch.float32)
+
+
+def test_left_out_backbone_of_an_official_checkpoint_is_told(made, tmp_path: Path) -> None:
+    cache = made("pyramid float16 crops")
+    frozen = train(cache, tmp_path / "frozen", adapter="none", steps=1)
+    official = export_official(load_file(frozen.last.model))
+    official["backbone.res2.0.conv1.weight"] = torch.ones(4)
+    save_file(official, tmp_path / "official.safetensors")
+    events: list[dict[str, Any]] = []
+    settings = {**TRAINED, "steps": 1, "init": tmp_path / "official.safetensors"}
+    train(cache, tmp_path / "run", report=events.append, **settings)
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert any(note.startswith("1 tensors of init are its backbone's") for note in notes)

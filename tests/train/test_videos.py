@@ -12,16 +12,17 @@ from safetensors.torch import load_file
 
 from fcache.config import SegmenterConfig
 from fcache.data.sampling import ClipRequest, ClipSampler, FrameSampling
-from fcache.errors import ConfigError, InterruptedJobError, SourceError
+from fcache.errors import CacheNotFoundError, ConfigError, InterruptedJobError, SourceError
 from fcache.sources.decode import decode
 from fcache.train.decoded import DecodedCanvases, DecodedVideo
+from fcache.train.inputs import open_inputs
 from fcache.train.job import TrainResult, run_training
 from fcache.train.plan import plan_training
 from fcache.train.recipe import read_config
-from fcache.train.source import open_inputs
 from fcache.train.videos import open_videos
 from tests.cli.running import run
 from tests.extract.making import SETTINGS, extract
+from tests.sources.media import media_data
 from tests.train.making import TINY, VIEW, checkpoint_bytes, tiny, train
 from tests.train.test_job import interrupt_at, lines
 from tests.train.test_live import CROPS, losses
@@ -38,6 +39,13 @@ SEEN = {
     "crop": "60x64",
 }
 CROPPED = {**BACKBONE, "short_side": "64..80", "crop": "60x64"}
+
+
+@pytest.fixture(scope="module")
+def cropped(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("cropped") / "cache"
+    extract(scenes / "manifest.toml", cache, **CROPS)
+    return cache
 
 
 def live(extract: dict[str, Any] = FULL, **changes: Any) -> SegmenterConfig:
@@ -192,6 +200,7 @@ def test_auto_takes_the_cache_where_it_has_the_view_and_covers_the_labels(
     events: list[dict[str, Any]] = []
     run_training(cache, config, tmp_path / "run", videos=manifest, report=events.append)
     assert any(event.get("text", "").startswith("source=auto: ") for event in events)
+    assert read_config(tmp_path / "run" / "recipe.toml") == chosen
 
 
 def test_auto_without_the_view_runs_the_backbone_and_says_why(scenes: Path, tmp_path: Path) -> None:
@@ -205,6 +214,62 @@ def test_auto_without_the_view_runs_the_backbone_and_says_why(scenes: Path, tmp_
     _, chosen, notes = open_inputs(cache, None, tiny(source="auto"))
     assert (chosen.source, chosen.extract) == ("cache", None)
     assert f"are read from '{cache}'" in notes[0]
+
+
+def test_auto_takes_the_selected_frames_of_a_cache_or_none(scenes: Path, tmp_path: Path) -> None:
+    manifest, cache = scenes / "manifest.toml", tmp_path / "cache"
+    config = live({**FULL, "fps": 2.0, "max_frames": 2}, source="auto")
+    extract(manifest, cache, **VIEW)
+    data, chosen, notes = open_inputs(cache, manifest, config)
+    assert chosen.source == "live"
+    assert "under another frame selection than extract.* asks for: {'fps': 2.0," in notes[0]
+    wanted = [video.draws[0].names for video in data.videos]
+    extract(manifest, cache, **VIEW, fps="2.0", max_frames="2")
+    data, chosen, _ = open_inputs(cache, manifest, config)
+    assert chosen.source == "cache"
+    assert [tuple(video.draws[0].names) for video in data.videos] == wanted
+    assert set(wanted) == {("00000", "00002")}
+    every, _, _ = open_inputs(cache, manifest, live(source="auto"))
+    assert {len(video.draws[0].names) for video in every.videos} == {4}
+    apart = live({**FULL, "fps": 2.0}, source="auto", val_extract=FULL)
+    assert "takes other frames" in open_inputs(cache, manifest, apart)[2][0]
+
+
+@pytest.mark.parametrize(
+    ("crops", "source", "reason"),
+    [
+        (0, "live", "extract.crops=0 draws a crop of its own for every clip"),
+        (1, "live", "holds 2 crops of video"),
+        (2, "cache", "are read from"),
+        (3, "live", "extract.crops=3 asks for 3"),
+    ],
+)
+def test_auto_takes_a_cache_of_the_same_crops_alone(
+    scenes: Path, cropped: Path, crops: int, source: str, reason: str
+) -> None:
+    config = live({**CROPPED, "crops": crops}, source="auto")
+    _, chosen, notes = open_inputs(cropped, scenes / "manifest.toml", config)
+    assert chosen.source == source
+    assert reason in notes[0]
+
+
+def test_auto_does_not_take_a_mistake_for_a_missing_view(scenes: Path, cropped: Path) -> None:
+    manifest, config = scenes / "manifest.toml", live(source="auto")
+    with pytest.raises(CacheNotFoundError, match="cahce' does not exist"):
+        open_inputs(cropped.parent / "cahce", manifest, config)
+    with pytest.raises(CacheNotFoundError, match="no view whose key starts with 'ffff'"):
+        open_inputs(f"{cropped}@ffff", manifest, config)
+    with pytest.raises(ConfigError, match=r"gone\.toml"):
+        open_inputs(
+            cropped, manifest, live({**CROPPED, "crops": 2}, source="auto", labels="gone.toml")
+        )
+
+
+def test_auto_checks_what_it_chose_as_any_recipe(scenes: Path, cropped: Path) -> None:
+    config = live({**FULL, "dtype": "int8"}, source="auto", live_rounded=True)
+    for cache, reason in ((None, "no cache is given"), (cropped, "has no view of this backbone")):
+        with pytest.raises(ConfigError, match=f"needs channel scales.*the loop: .*{reason}"):
+            open_inputs(cache, scenes / "manifest.toml", config)
 
 
 def test_video_that_breaks_while_it_is_trained_on_is_named(scenes: Path, tmp_path: Path) -> None:
@@ -237,6 +302,62 @@ def test_video_that_cannot_be_opened_is_left_out_and_told(scenes: Path, tmp_path
     assert plan.backbone_runs == "live"
     assert (plan.num_videos, plan.live_frames) == (4, 6)
     assert plan.split_by == "no splits known: 1 of 5 videos held out"
+
+
+def damaged(videos: Path, folder: Path) -> Path:
+    """Copies of videos, the first of them with damage behind a sound header and a sound frame."""
+    folder.mkdir()
+    for path in sorted(videos.glob("*/*.mp4")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    first = min(folder.glob("*.mp4"))
+    data = bytearray(first.read_bytes())
+    start, end = media_data(bytes(data))
+    tail = (end - start) // 10
+    data[end - tail : end] = bytes(tail)
+    first.write_bytes(data)
+    return first
+
+
+def test_video_that_is_damaged_further_on_is_left_out_before_the_run(
+    scenes: Path, tmp_path: Path
+) -> None:
+    first = damaged(scenes / "videos", tmp_path / "videos")
+    config = live(labels=scenes / "manifest.toml", val_split="train")
+    data = open_videos(str(first.parent), config)
+    assert [video_id for video_id, _ in data.quarantined] == [first.stem]
+    assert "damaged: " in data.quarantined[0][1]
+    kept = live({**FULL, "on_error": "keep_prefix"}, labels=config.labels, val_split="train")
+    assert kept.extract is not None
+    data = open_videos(str(first.parent), kept)
+    assert data.quarantined == ()
+    prefix = {video.video_id: video.draws[0] for video in data.videos}[first.stem]
+    assert 0 < len(prefix.names) < 4
+    for position in range(len(prefix.names)):
+        out = np.empty((1, prefix.bucket.height, prefix.bucket.width, 3), np.uint8)
+        request = ClipRequest(prefix, (position,))
+        DecodedCanvases(kept.extract.selection, 16).read(request, None, out)
+
+
+@pytest.mark.parametrize("damage", ["header", "size"])
+def test_folder_with_a_broken_frame_is_left_out_or_kept_before_it(
+    scenes: Path, tmp_path: Path, damage: str
+) -> None:
+    for path in sorted((scenes / "videos").glob("*/*.mp4")):
+        (tmp_path / path.stem).mkdir()
+        for index in range(4):
+            Image.new("RGB", (128, 96)).save(tmp_path / path.stem / f"{index:05d}.png")
+    first = min(tmp_path.iterdir())
+    if damage == "header":
+        (first / "00002.png").write_bytes(b"no image")
+    else:
+        Image.new("RGB", (96, 96)).save(first / "00002.png")
+    config = live(labels=scenes / "manifest.toml", val_split="train")
+    data = open_videos(str(tmp_path), config)
+    assert [video_id for video_id, _ in data.quarantined] == [first.name]
+    assert "00002.png" in data.quarantined[0][1]
+    kept = live({**FULL, "on_error": "keep_prefix"}, labels=config.labels, val_split="train")
+    names = {v.video_id: v.draws[0].names for v in open_videos(str(tmp_path), kept).videos}
+    assert names[first.name] == ("00000", "00001")
 
 
 def test_selection_by_time_lists_frames_by_their_pictures(scenes: Path) -> None:
@@ -286,6 +407,12 @@ def test_labels_are_needed(scenes: Path) -> None:
 def test_settings_of_a_job_are_refused_in_the_loop(extract: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         live({**FULL, **extract})
+
+
+def test_selection_of_a_cache_is_refused_for_videos() -> None:
+    for source in ("live", "auto"):
+        with pytest.raises(ValueError, match="selection= is of a cache's videos; give extract"):
+            live(source=source, selection={"fps": 1.0})
 
 
 def test_command_trains_on_videos(scenes: Path, tmp_path: Path) -> None:
