@@ -12,9 +12,10 @@ FLIPS ?= 1000
 demo: $(STAMP)
 	$(BIN)/fcache demo demo-out
 
-# A worker a core; a file's tests stay together, because they share what is dear to make.
+# A worker a core; a file's tests stay together, because they share what is dear to make. In the
+# order of the folders, since by default files of few tests, which may be long, would come last.
 test: lint types
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 # Kills and bit flips by the hundred; takes long. Its log stays in docs/results.
 soak: SHELL := bash
